@@ -1,0 +1,3 @@
+//! istioctl
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! lab-node
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! pilot
+
+fn main() {}

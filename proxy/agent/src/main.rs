@@ -1,0 +1,3 @@
+//! pilot-agent
+
+fn main() {}

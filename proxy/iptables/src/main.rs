@@ -1,0 +1,3 @@
+//! istio-iptables
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! meshload
+
+fn main() {}
