@@ -1,3 +1,16 @@
-//! istio-iptables
+//! The program around [`istio_iptables`]: parse, plan, apply.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use istio_iptables::{Args, run};
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("istio-iptables: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
