@@ -3,12 +3,14 @@
 //! - [`kinds`] and [`ConfigKind`]: the table of kinds, with group, version and plural;
 //! - [`parse`]: YAML and JSON to [`TypedObject`]s; errors name file, line, object and field, and never stop others;
 //! - [`validate`]: the rules of each kind;
+//! - [`MeshConfig`] and [`ProxyConfig`]: settings of the mesh with Istio's defaults;
 //! - [`Store`]: where a source collects objects; yields immutable [`Configs`] and [`ChangeSet`]s.
 //!
 //! Sources write (`mesh-sources`), services read.
 
 pub mod error;
 mod kind;
+pub mod mesh;
 mod meta;
 pub mod parse;
 mod path;
@@ -18,6 +20,7 @@ mod yaml;
 
 pub use error::{ConfigError, Place};
 pub use kind::{ConfigKind, Configs, Kind, Scope, TypedObject, kinds};
+pub use mesh::{MeshConfig, OutboundTrafficPolicy, ProxyConfig};
 pub use meta::{Meta, Object, ObjectKey};
 pub use path::{FieldPath, Segment};
 pub use store::{Change, ChangeSet, Store};

@@ -323,6 +323,29 @@ fn read_spec(
     }
 }
 
+/// The field that a message does not have.
+fn unknown_field(error: &serde_path_to_error::Error<serde_json::Error>) -> Option<String> {
+    let text = error.inner().to_string();
+    let (field, _) = text.strip_prefix("unknown field `")?.split_once('`')?;
+    Some(field.to_owned())
+}
+
+/// What the generated JSON code did not like, and where below `root`.
+pub(crate) fn unreadable(
+    root: &FieldPath,
+    error: &serde_path_to_error::Error<serde_json::Error>,
+) -> FieldError {
+    let mut path = root.join(error.path());
+    if let Some(field) = unknown_field(error) {
+        // Depending on the deserializer the path ends at the field or at its message.
+        if path.segments().last() != Some(&Segment::Key(field.clone())) {
+            path = path.key(field);
+        }
+    }
+    FieldError::new(&path, readable(error.inner()))
+        .accepted_opt(accepted(&error.inner().to_string()))
+}
+
 /// Takes the value at a path (which starts with `spec`) out of the spec.
 fn remove(spec: &mut Value, path: &FieldPath) -> bool {
     let Some((Segment::Key(last), parents)) = path.segments().get(1..).and_then(<[_]>::split_last)
@@ -383,7 +406,7 @@ fn accepted(text: &str) -> Option<String> {
     Some(names.join(", "))
 }
 
-fn type_name(value: &Value) -> &'static str {
+pub(crate) fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

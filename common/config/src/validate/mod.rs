@@ -3,6 +3,8 @@
 //! Pure functions of object to problems; used by sources (an invalid object is refused), by `istioctl validate` and by
 //! the admission webhook.
 
+pub(crate) mod rules;
+
 use crate::error::{ConfigError, Place};
 use crate::kind::TypedObject;
 use crate::path::FieldPath;
@@ -45,6 +47,34 @@ impl FieldError {
             message: self.message,
             accepted: self.accepted,
         }
+    }
+}
+
+/// Problems as they are found.
+#[derive(Debug, Default)]
+pub(crate) struct Problems(Vec<FieldError>);
+
+impl Problems {
+    pub(crate) fn add(&mut self, path: &FieldPath, message: impl Into<String>) {
+        self.0.push(FieldError::new(path, message));
+    }
+
+    pub(crate) fn add_accepting(
+        &mut self,
+        path: &FieldPath,
+        message: impl Into<String>,
+        accepted: impl Into<String>,
+    ) {
+        self.0
+            .push(FieldError::new(path, message).accepted(accepted));
+    }
+
+    pub(crate) fn extend(&mut self, problems: Vec<FieldError>) {
+        self.0.extend(problems);
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<FieldError> {
+        self.0
     }
 }
 
