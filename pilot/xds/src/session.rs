@@ -1,0 +1,245 @@
+//! One client's subscriptions together: the order in which they are served.
+//!
+//! Make before break. For each world a client is brought to:
+//!
+//! 1. **Clusters**: new and changed ones. Those that are gone stay: a state-of-the-world client is sent the union of new
+//!    and old, a delta client only what differs.
+//! 2. **Endpoints**, which wait for nothing: Envoy holds back its ACK of a cluster list until the new clusters are warm,
+//!    and they are warm when their endpoints have come. After a changed cluster its endpoints are sent again even if they
+//!    are the same: the new form of the cluster waits for them, and Envoy's request for them looks like an ACK
+//!    (state-of-the-world) or is never sent at all (delta). Endpoints of a cluster that is about to be removed are left
+//!    as they are: traffic may still be on its way there.
+//! 3. **Listeners**, once the cluster response is answered: Envoy's ACK says that the clusters can take traffic.
+//! 4. **Routes**, after listeners.
+//! 5. **Removal of clusters**, once listeners and routes of this world are answered.
+//!
+//! Waiting for an answer is bounded by [`crate::Settings::answer_wait`]: a client that holds back an ACK for longer, because
+//! some cluster does not resolve, gets its listeners and routes all the same. (It never gets a second response of a type
+//! before it answered the first.) If a newer world arrives meanwhile the steps start over towards that one.
+//!
+//! Pure: no IO, no clock of its own. The stream's task calls [`Session::request`] and [`Session::next`].
+
+use std::{cell::OnceCell, sync::Arc, time::Duration};
+
+use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
+use tokio::time::Instant;
+
+use crate::{
+    resource::{Collection, Resource, ResourceType},
+    source::ResourceSource,
+    subscription::{Lookup, Payload, Received, Subscription},
+    wire::Variant,
+    world::Published,
+};
+
+/// A request of either variant.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Sotw(DiscoveryRequest),
+    Delta(DeltaDiscoveryRequest),
+}
+
+/// The order in which types are looked at. Secrets wait for nothing and clusters and listeners may wait for them.
+const ORDER: [ResourceType; 5] = [
+    ResourceType::Secret,
+    ResourceType::Cluster,
+    ResourceType::Endpoint,
+    ResourceType::Listener,
+    ResourceType::Route,
+];
+
+/// What is to be sent next.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    pub(crate) ty: ResourceType,
+    pub(crate) payload: Payload,
+}
+
+pub(crate) struct Session<S: ResourceSource> {
+    source: Arc<S>,
+    proxy: Arc<S::Proxy>,
+    /// The world `proxy` was last looked at in.
+    attached: u64,
+    subscriptions: [Subscription; 5],
+    answer_wait: Duration,
+}
+
+struct View<'a, S: ResourceSource> {
+    source: &'a S,
+    published: &'a Published<S>,
+    proxy: &'a S::Proxy,
+    ty: ResourceType,
+    /// Whether clusters hold back endpoints: only where the client has its clusters from us too.
+    guarded: bool,
+    clusters: OnceCell<Arc<Collection>>,
+}
+
+impl<S: ResourceSource> Lookup for View<'_, S> {
+    fn collection(&self) -> Arc<Collection> {
+        self.source.collection(&self.published.world, self.proxy, self.ty)
+    }
+
+    fn named(&self, names: &[Arc<str>]) -> Vec<Option<Resource>> {
+        self.source.named(&self.published.world, self.proxy, self.ty, names)
+    }
+
+    fn is_held(&self, name: &str) -> bool {
+        let clusters = || {
+            self.source.collection(&self.published.world, self.proxy, ResourceType::Cluster)
+        };
+        self.guarded && self.clusters.get_or_init(clusters).get(name).is_none()
+    }
+}
+
+impl<S: ResourceSource> Session<S> {
+    pub(crate) fn new(
+        source: Arc<S>,
+        proxy: Arc<S::Proxy>,
+        published: &Published<S>,
+        variant: Variant,
+        answer_wait: Duration,
+    ) -> Self {
+        Self {
+            source,
+            proxy,
+            attached: published.number,
+            subscriptions: ResourceType::ALL.map(|ty| Subscription::new(ty, variant)),
+            answer_wait,
+        }
+    }
+
+    pub(crate) fn proxy(&self) -> &Arc<S::Proxy> {
+        &self.proxy
+    }
+
+    pub(crate) fn subscription(&self, ty: ResourceType) -> &Subscription {
+        &self.subscriptions[ty.index()]
+    }
+
+    pub(crate) fn request(&mut self, ty: ResourceType, request: &Request) -> Received {
+        let subscription = &mut self.subscriptions[ty.index()];
+        match request {
+            Request::Sotw(request) => subscription.on_sotw(request),
+            Request::Delta(request) => subscription.on_delta(request),
+        }
+    }
+
+    pub(crate) fn sent(&mut self, ty: ResourceType, nonce: String, now: Instant) {
+        self.subscriptions[ty.index()].sent(nonce, now);
+    }
+
+    /// Whether every response was answered.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.subscriptions.iter().all(|subscription| subscription.in_flight.is_none())
+    }
+
+    /// Whether the client has, and has answered, everything of world `number`.
+    pub(crate) fn is_synced(&self, number: u64) -> bool {
+        self.is_quiet()
+            && self.subscriptions.iter().all(|sub| !sub.wants(number) && !sub.leftover)
+    }
+
+    /// When the next wait for an answer runs out.
+    pub(crate) fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        self.subscriptions
+            .iter()
+            .filter_map(|sub| Some(sub.in_flight.as_ref()?.since + self.answer_wait))
+            .filter(|deadline| *deadline > now)
+            .min()
+    }
+
+    /// The next response that order allows, towards this world. Call [`Session::sent`] for it, then call again.
+    pub(crate) fn next(&mut self, published: &Published<S>, now: Instant) -> Option<Outgoing> {
+        self.look_at_proxy(published);
+        let number = published.number;
+        let mut hold = false;
+        for ty in ORDER {
+            if hold && matches!(ty, ResourceType::Listener | ResourceType::Route) {
+                continue;
+            }
+            let subscription = &self.subscriptions[ty.index()];
+            if subscription.in_flight.is_some() {
+                // The cluster response itself is what listeners wait for; of the others, the one that is due after it.
+                hold |= self.awaits_answer(ty, now)
+                    && (ty == ResourceType::Cluster || subscription.wants(number));
+                continue;
+            }
+            if let Some(payload) = self.evaluate(published, ty) {
+                return Some(Outgoing { ty, payload });
+            }
+        }
+        self.prune(published, now)
+    }
+
+    fn look_at_proxy(&mut self, published: &Published<S>) {
+        if self.attached == published.number {
+            return;
+        }
+        let mut another = None;
+        if let Some(changes) = published.since(self.attached) {
+            for change in changes {
+                let proxy = another.as_ref().unwrap_or(&*self.proxy);
+                if let Some(new) = self.source.reattach(&published.world, proxy, change) {
+                    another = Some(new);
+                }
+            }
+        }
+        if let Some(proxy) = another {
+            self.proxy = Arc::new(proxy);
+            self.subscriptions.iter_mut().for_each(Subscription::invalidate);
+        }
+        self.attached = published.number;
+    }
+
+    fn awaits_answer(&self, ty: ResourceType, now: Instant) -> bool {
+        self.subscriptions[ty.index()]
+            .in_flight
+            .as_ref()
+            .is_some_and(|in_flight| now < in_flight.since + self.answer_wait)
+    }
+
+    fn view<'a>(
+        source: &'a S,
+        proxy: &'a S::Proxy,
+        published: &'a Published<S>,
+        ty: ResourceType,
+        guarded: bool,
+    ) -> View<'a, S> {
+        View { source, published, proxy, ty, guarded, clusters: OnceCell::new() }
+    }
+
+    fn evaluate(&mut self, published: &Published<S>, ty: ResourceType) -> Option<Payload> {
+        let guarded = ty == ResourceType::Endpoint
+            && self.subscription(ResourceType::Cluster).is_wildcard();
+        let subscription = &mut self.subscriptions[ty.index()];
+        if !subscription.wants(published.number) {
+            return None;
+        }
+        let since = subscription.evaluated;
+        let touched = published.touched(&self.source, &self.proxy, ty, since);
+        let view = Self::view(&self.source, &self.proxy, published, ty, guarded);
+        let payload = subscription.evaluate(published.number, touched, &view)?;
+        if ty == ResourceType::Cluster {
+            for name in &payload.changed {
+                self.subscriptions[ResourceType::Endpoint.index()].send_again(name);
+            }
+        }
+        Some(payload)
+    }
+
+    fn prune(&mut self, published: &Published<S>, now: Instant) -> Option<Outgoing> {
+        let ty = ResourceType::Cluster;
+        let clusters = self.subscription(ty);
+        if !clusters.leftover || clusters.in_flight.is_some() {
+            return None;
+        }
+        for user in [ResourceType::Listener, ResourceType::Route] {
+            if self.subscription(user).wants(published.number) || self.awaits_answer(user, now) {
+                return None;
+            }
+        }
+        let view = Self::view(&self.source, &self.proxy, published, ty, false);
+        let payload = self.subscriptions[ty.index()].prune(&view)?;
+        Some(Outgoing { ty, payload })
+    }
+}

@@ -1,0 +1,158 @@
+//! Who is connected and how far each client has come: what `/debug/adsz` and `/debug/syncz` show.
+//!
+//! Each stream's task writes its own entry; debug handlers read. An entry is locked for the moment of a copy.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+
+use crate::{resource::ResourceType, wire::Variant};
+
+/// How one type stands on one stream.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeStatus {
+    /// Whether the client asked for this type.
+    pub subscribed: bool,
+    /// Whether it wants everything.
+    pub wildcard: bool,
+    /// What it names.
+    pub names: Vec<Arc<str>>,
+    /// How many resources it holds from us.
+    pub resources: usize,
+    /// The last nonce sent.
+    pub nonce_sent: String,
+    /// The last nonce accepted.
+    pub nonce_acked: String,
+    /// The version that went with `nonce_sent`.
+    pub version_sent: String,
+    /// The version that went with `nonce_acked`.
+    pub version_acked: String,
+    /// Why the last answered response was refused, if it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// One connected client.
+pub struct Client<P> {
+    /// Node ID, `-`, counter.
+    pub id: String,
+    /// The node ID.
+    pub node_id: String,
+    /// Its address.
+    pub peer: String,
+    /// Since when.
+    pub connected: jiff::Timestamp,
+    /// State of the world or delta.
+    pub variant: Variant,
+    state: Mutex<State<P>>,
+}
+
+struct State<P> {
+    proxy: Arc<P>,
+    types: [TypeStatus; 5],
+    synced: u64,
+}
+
+impl<P> Client<P> {
+    /// What is known of the proxy.
+    pub fn proxy(&self) -> Arc<P> {
+        self.state.lock().proxy.clone()
+    }
+
+    /// How a type stands.
+    pub fn status(&self, ty: ResourceType) -> TypeStatus {
+        self.state.lock().types[ty.index()].clone()
+    }
+
+    /// The newest world of which the client has answered everything; 0 for none.
+    pub fn synced(&self) -> u64 {
+        self.state.lock().synced
+    }
+
+    pub(crate) fn set_proxy(&self, proxy: &Arc<P>) {
+        self.state.lock().proxy = proxy.clone();
+    }
+
+    pub(crate) fn set_synced(&self, number: u64) {
+        self.state.lock().synced = number;
+    }
+
+    pub(crate) fn update<R>(&self, ty: ResourceType, f: impl FnOnce(&mut TypeStatus) -> R) -> R {
+        f(&mut self.state.lock().types[ty.index()])
+    }
+}
+
+/// All connected clients, by connection order.
+pub struct Clients<P> {
+    clients: RwLock<BTreeMap<u64, Arc<Client<P>>>>,
+    counter: AtomicU64,
+}
+
+impl<P> Default for Clients<P> {
+    fn default() -> Self {
+        Self { clients: RwLock::default(), counter: AtomicU64::new(1) }
+    }
+}
+
+impl<P> Clients<P> {
+    /// Everyone who is connected now.
+    pub fn list(&self) -> Vec<Arc<Client<P>>> {
+        self.clients.read().values().cloned().collect()
+    }
+
+    /// The newest connection of a node; also found by its full connection ID, or by `name.namespace`, the third part of
+    /// a node ID.
+    pub fn find(&self, id: &str) -> Option<Arc<Client<P>>> {
+        let clients = self.clients.read();
+        clients
+            .values()
+            .rev()
+            .find(|client| {
+                client.node_id == id
+                    || client.id == id
+                    || client.node_id.split('~').nth(2) == Some(id)
+            })
+            .cloned()
+    }
+
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        node_id: &str,
+        peer: String,
+        variant: Variant,
+        proxy: Arc<P>,
+    ) -> Entry<P> {
+        let number = self.counter.fetch_add(1, Ordering::Relaxed);
+        let client = Arc::new(Client {
+            id: format!("{node_id}-{number}"),
+            node_id: node_id.to_owned(),
+            peer,
+            connected: jiff::Timestamp::now(),
+            variant,
+            state: Mutex::new(State { proxy, types: Default::default(), synced: 0 }),
+        });
+        self.clients.write().insert(number, client.clone());
+        Entry { number, client, clients: self.clone() }
+    }
+}
+
+/// A client's presence; ends with the stream.
+pub(crate) struct Entry<P> {
+    number: u64,
+    pub(crate) client: Arc<Client<P>>,
+    clients: Arc<Clients<P>>,
+}
+
+impl<P> Drop for Entry<P> {
+    fn drop(&mut self) {
+        self.clients.clients.write().remove(&self.number);
+    }
+}

@@ -1,0 +1,267 @@
+//! Responses on the wire, assembled from shared bytes.
+//!
+//! A `DiscoveryResponse` is a few small fields that differ per client (nonce, version) and the resources, which mostly do
+//! not. Protobuf lets fields come in any order, so a response here is two chunks: a private head (gRPC frame header,
+//! version, type URL, nonce) and the run of encoded `resources` fields. Large runs are remembered weakly by what they
+//! hold: while one client's run is still being written, another client that needs the same one borrows it. A hundred
+//! proxies that are sent the same thousand clusters so cost one copy of them, not a hundred.
+//!
+//! Cost: a run is one pass of copying over its resources; a borrowed run is one hash over their names and versions.
+
+use std::sync::{Arc, Weak};
+
+use ahash::{HashMap, RandomState};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use parking_lot::Mutex;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
+
+use crate::resource::{Resource, ResourceType};
+
+/// Which of the two protocol variants a stream speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// State of the world: `StreamAggregatedResources`.
+    Sotw,
+    /// Incremental: `DeltaAggregatedResources`.
+    Delta,
+}
+
+/// Runs smaller than this are cheaper to copy than to look up.
+const SHARE_FROM: usize = 16 * 1024;
+
+/// The per-client part of a response.
+pub(crate) struct Head<'a> {
+    pub(crate) version: &'a str,
+    pub(crate) nonce: &'a str,
+    /// `control_plane.identifier`: which replica answered.
+    pub(crate) identifier: &'a str,
+    /// Delta only.
+    pub(crate) removed: &'a [Arc<str>],
+}
+
+/// One gRPC message, ready to be written.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) head: Bytes,
+    pub(crate) run: Bytes,
+}
+
+/// Assembles responses; shared by all streams of a server.
+#[derive(Default)]
+pub(crate) struct Assembler {
+    runs: Mutex<HashMap<u64, Weak<SharedRun>>>,
+    hasher: RandomState,
+}
+
+struct SharedRun(Vec<u8>);
+
+/// Keeps the run alive while any client's slice of it is.
+struct RunOwner(Arc<SharedRun>);
+
+impl AsRef<[u8]> for RunOwner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.0
+    }
+}
+
+impl Assembler {
+    /// A response of `variant` with these resources.
+    pub(crate) fn message(
+        &self,
+        variant: Variant,
+        ty: ResourceType,
+        head: &Head<'_>,
+        resources: &[Resource],
+    ) -> Message {
+        let run = self.run(variant, ty, resources);
+        let mut buffer = BytesMut::with_capacity(256);
+        buffer.put_bytes(0, 5);
+        put_str(&mut buffer, 1, head.version);
+        put_str(&mut buffer, 4, ty.type_url());
+        put_str(&mut buffer, 5, head.nonce);
+        if variant == Variant::Delta {
+            for name in head.removed {
+                put_str(&mut buffer, 6, name);
+            }
+        }
+        if !head.identifier.is_empty() {
+            let control_plane = match variant {
+                Variant::Sotw => 6,
+                Variant::Delta => 7,
+            };
+            put_len(&mut buffer, control_plane, str_len(1, head.identifier));
+            put_str(&mut buffer, 1, head.identifier);
+        }
+        let length = buffer.len() - 5 + run.len();
+        // A message past 4 GiB cannot be framed; resources that large do not exist, and the client would refuse it.
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        buffer[1..5].copy_from_slice(&length.to_be_bytes());
+        Message { head: buffer.freeze(), run }
+    }
+
+    fn run(&self, variant: Variant, ty: ResourceType, resources: &[Resource]) -> Bytes {
+        let size: usize = resources.iter().map(|r| field_len(variant, ty, r)).sum();
+        if size < SHARE_FROM {
+            return encode_run(variant, ty, resources, size).into();
+        }
+        let key = self.hasher.hash_one((
+            variant,
+            ty,
+            size,
+            HashedSlice(resources),
+        ));
+        if let Some(run) = self.runs.lock().get(&key).and_then(Weak::upgrade) {
+            return Bytes::from_owner(RunOwner(run));
+        }
+        let run = Arc::new(SharedRun(encode_run(variant, ty, resources, size)));
+        let mut runs = self.runs.lock();
+        runs.retain(|_, run| run.strong_count() > 0);
+        runs.insert(key, Arc::downgrade(&run));
+        drop(runs);
+        Bytes::from_owner(RunOwner(run))
+    }
+}
+
+struct HashedSlice<'a>(&'a [Resource]);
+
+impl std::hash::Hash for HashedSlice<'_> {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        for resource in self.0 {
+            state.write_u64(resource.version.0);
+            state.write(resource.name.as_bytes());
+        }
+    }
+}
+
+fn encode_run(variant: Variant, ty: ResourceType, resources: &[Resource], size: usize) -> Vec<u8> {
+    let mut buffer = Vec::with_capacity(size);
+    for resource in resources {
+        match variant {
+            Variant::Sotw => put_any(&mut buffer, ty, &resource.body),
+            Variant::Delta => {
+                put_len(&mut buffer, 2, delta_len(ty, resource));
+                put_str(&mut buffer, 1, &resource.version.to_string());
+                put_any(&mut buffer, ty, &resource.body);
+                put_str(&mut buffer, 3, &resource.name);
+            }
+        }
+    }
+    debug_assert_eq!(buffer.len(), size, "the length was computed for another encoding");
+    buffer
+}
+
+/// The length of one `resources` field, key and length included.
+fn field_len(variant: Variant, ty: ResourceType, resource: &Resource) -> usize {
+    match variant {
+        Variant::Sotw => any_field_len(ty, &resource.body),
+        Variant::Delta => len_field_len(2, delta_len(ty, resource)),
+    }
+}
+
+fn delta_len(ty: ResourceType, resource: &Resource) -> usize {
+    // The version is always 16 hexadecimal digits.
+    len_field_len(1, 16) + any_field_len(ty, &resource.body) + str_len(3, &resource.name)
+}
+
+fn any_field_len(ty: ResourceType, body: &[u8]) -> usize {
+    len_field_len(2, any_len(ty, body))
+}
+
+fn any_len(ty: ResourceType, body: &[u8]) -> usize {
+    str_len(1, ty.type_url()) + len_field_len(2, body.len())
+}
+
+/// Field 2 is the `Any` both of `DiscoveryResponse.resources` and of `Resource.resource`.
+fn put_any(buffer: &mut impl bytes::BufMut, ty: ResourceType, body: &[u8]) {
+    put_len(buffer, 2, any_len(ty, body));
+    put_str(buffer, 1, ty.type_url());
+    put_len(buffer, 2, body.len());
+    buffer.put_slice(body);
+}
+
+fn len_field_len(tag: u32, length: usize) -> usize {
+    key_len(tag) + encoded_len_varint(length as u64) + length
+}
+
+fn str_len(tag: u32, text: &str) -> usize {
+    len_field_len(tag, text.len())
+}
+
+fn put_len(buffer: &mut impl bytes::BufMut, tag: u32, length: usize) {
+    encode_key(tag, WireType::LengthDelimited, buffer);
+    encode_varint(length as u64, buffer);
+}
+
+fn put_str(buffer: &mut impl bytes::BufMut, tag: u32, text: &str) {
+    put_len(buffer, tag, text.len());
+    buffer.put_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use envoy_types::pb::envoy::service::discovery::v3::{
+        DeltaDiscoveryResponse, DiscoveryResponse,
+    };
+    use prost::Message as _;
+
+    use super::*;
+
+    fn decode<M: prost::Message + Default>(message: &Message) -> M {
+        let whole = [&message.head[..], &message.run[..]].concat();
+        assert_eq!(whole[0], 0, "not compressed");
+        let length = u32::from_be_bytes(whole[1..5].try_into().unwrap()) as usize;
+        assert_eq!(length, whole.len() - 5);
+        M::decode(&whole[5..]).unwrap()
+    }
+
+    fn head<'a>(removed: &'a [Arc<str>]) -> Head<'a> {
+        Head { version: "v/1", nonce: "n", identifier: "pilot-0", removed }
+    }
+
+    #[test]
+    fn envoy_reads_what_we_assemble() {
+        let resources = [Resource::new("a", vec![1u8; 300]), Resource::new("b", Vec::<u8>::new())];
+        let assembler = Assembler::default();
+        let sotw: DiscoveryResponse = decode(&assembler.message(
+            Variant::Sotw,
+            ResourceType::Cluster,
+            &head(&[]),
+            &resources,
+        ));
+        assert_eq!((sotw.version_info.as_str(), sotw.nonce.as_str()), ("v/1", "n"));
+        assert_eq!(sotw.type_url, ResourceType::Cluster.type_url());
+        assert_eq!(sotw.control_plane.unwrap().identifier, "pilot-0");
+        assert_eq!(sotw.resources.len(), 2);
+        assert_eq!(sotw.resources[0].value, [1u8; 300]);
+        assert_eq!(sotw.resources[1].type_url, ResourceType::Cluster.type_url());
+
+        let removed = ["gone".into()];
+        let delta: DeltaDiscoveryResponse = decode(&assembler.message(
+            Variant::Delta,
+            ResourceType::Listener,
+            &head(&removed),
+            &resources,
+        ));
+        assert_eq!(delta.removed_resources, ["gone"]);
+        assert_eq!(delta.resources[0].name, "a");
+        assert_eq!(delta.resources[0].version, resources[0].version.to_string());
+        assert_eq!(delta.resources[0].resource.as_ref().unwrap().value, [1u8; 300]);
+        assert_eq!(delta.control_plane.unwrap().identifier, "pilot-0");
+    }
+
+    #[test]
+    fn equal_runs_are_one_allocation_while_in_use() {
+        let assembler = Assembler::default();
+        let resources = |fill: u8| vec![Resource::new("a", vec![fill; SHARE_FROM])];
+        let message = |r: &[Resource]| {
+            assembler.message(Variant::Sotw, ResourceType::Cluster, &head(&[]), r)
+        };
+        let (first, second, other) = (message(&resources(1)), message(&resources(1)), message(&resources(2)));
+        assert_eq!(first.run.as_ptr(), second.run.as_ptr());
+        assert_ne!(first.run.as_ptr(), other.run.as_ptr());
+        drop((first, second, other));
+        let _ = message(&resources(3));
+        assert_eq!(assembler.runs.lock().len(), 1, "runs that nobody writes any more are forgotten");
+    }
+}
