@@ -180,7 +180,7 @@ pub async fn run(
                 biased;
                 () = stop.cancelled() => Ended::Stopped("stopped by the user".to_owned()),
                 why = abort_watch(load.recorder(), cx.definition.abort) => Ended::Stopped(why),
-                done = script(experiment, &mut cx, options.baseline) => Ended::Done(done),
+                done = play(experiment, &mut cx, options.baseline) => Ended::Done(done),
             }
         }
         early => early,
@@ -207,7 +207,7 @@ pub async fn run(
     outcome(cx, started_at, fallback, error, stopped, summary)
 }
 
-async fn script(experiment: &dyn Experiment, cx: &mut Context, baseline: Duration) -> Result<()> {
+async fn play(experiment: &dyn Experiment, cx: &mut Context, baseline: Duration) -> Result<()> {
     tokio::time::sleep(baseline).await;
     experiment.run(cx).await
 }

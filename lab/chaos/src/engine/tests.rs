@@ -26,6 +26,14 @@ where
     }
 }
 
+/// Tells the compiler what kind of closure it is.
+fn script<F>(definition: Definition, run: F) -> Script<F>
+where
+    F: for<'a> Fn(&'a mut Context) -> BoxFuture<'a, Result<()>> + Send + Sync,
+{
+    Script(definition, run)
+}
+
 struct Silent;
 impl Observer for Silent {
     fn started(&self, _: &Definition) {}
@@ -115,7 +123,7 @@ fn tower_service_that_refuses() -> kube::Client {
     kube::Client::new(service, "default")
 }
 
-async fn play<F>(experiment: Script<F>, address: &str, stop: &CancellationToken) -> Outcome
+async fn perform<F>(experiment: Script<F>, address: &str, stop: &CancellationToken) -> Outcome
 where
     F: for<'a> Fn(&'a mut Context) -> BoxFuture<'a, Result<()>> + Send + Sync,
 {
@@ -128,7 +136,7 @@ async fn a_quiet_experiment_passes_and_undoes_in_reverse_order() {
     let (address, _) = server().await;
     let order = Arc::new(Mutex::new(Vec::new()));
     let undone = order.clone();
-    let experiment = Script(definition(0.0), move |cx: &mut Context| {
+    let experiment = script(definition(0.0), move |cx: &mut Context| {
         let undone = undone.clone();
         Box::pin(async move {
             for step in ["first", "second"] {
@@ -143,7 +151,7 @@ async fn a_quiet_experiment_passes_and_undoes_in_reverse_order() {
             Ok(())
         })
     });
-    let outcome = play(experiment, &address, &CancellationToken::new()).await;
+    let outcome = perform(experiment, &address, &CancellationToken::new()).await;
     assert_eq!(outcome.verdict, Verdict::Pass, "{outcome:?}");
     assert_eq!(*order.lock().unwrap(), ["second", "first"]);
     assert_eq!(outcome.probes[0].name, TRAFFIC);
@@ -162,7 +170,7 @@ async fn a_script_that_breaks_fails_and_is_still_undone() {
     let (address, _) = server().await;
     let undone = Arc::new(AtomicBool::new(false));
     let flag = undone.clone();
-    let experiment = Script(definition(0.0), move |cx: &mut Context| {
+    let experiment = script(definition(0.0), move |cx: &mut Context| {
         let flag = flag.clone();
         Box::pin(async move {
             cx.undo("it", async move {
@@ -175,7 +183,7 @@ async fn a_script_that_breaks_fails_and_is_still_undone() {
             Err(ChaosError::Precondition("no such thing".into()))
         })
     });
-    let outcome = play(experiment, &address, &CancellationToken::new()).await;
+    let outcome = perform(experiment, &address, &CancellationToken::new()).await;
     assert!(undone.load(Ordering::SeqCst));
     assert_eq!(outcome.verdict, Verdict::Fail);
     assert_eq!(
@@ -188,11 +196,11 @@ async fn a_script_that_breaks_fails_and_is_still_undone() {
 #[tokio::test]
 async fn too_many_failures_stop_it_and_traffic_is_told() {
     let (address, broken) = server().await;
-    let experiment = Script(definition(0.0), move |_: &mut Context| {
+    let experiment = script(definition(0.0), move |_: &mut Context| {
         broken.store(true, Ordering::SeqCst);
         Box::pin(std::future::pending())
     });
-    let outcome = play(experiment, &address, &CancellationToken::new()).await;
+    let outcome = perform(experiment, &address, &CancellationToken::new()).await;
     assert_eq!(
         outcome.verdict,
         Verdict::Fail,
@@ -211,7 +219,7 @@ async fn the_user_stops_it_and_nothing_is_claimed() {
     let token = stop.clone();
     let undone = Arc::new(AtomicBool::new(false));
     let flag = undone.clone();
-    let experiment = Script(definition(0.0), move |cx: &mut Context| {
+    let experiment = script(definition(0.0), move |cx: &mut Context| {
         let (token, flag) = (token.clone(), flag.clone());
         Box::pin(async move {
             cx.undo("it", async move {
@@ -222,7 +230,7 @@ async fn the_user_stops_it_and_nothing_is_claimed() {
             std::future::pending().await
         })
     });
-    let outcome = play(experiment, &address, &stop).await;
+    let outcome = perform(experiment, &address, &stop).await;
     assert_eq!(outcome.verdict, Verdict::Stopped);
     assert!(undone.load(Ordering::SeqCst));
     assert_eq!(outcome.error.as_deref(), Some("stopped by the user"));
@@ -235,10 +243,10 @@ async fn no_steady_state_means_fail_with_the_reason() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap().to_string()
     };
-    let experiment = Script(definition(0.0), |_: &mut Context| {
+    let experiment = script(definition(0.0), |_: &mut Context| {
         Box::pin(async { panic!("must not run without a steady state") })
     });
-    let outcome = play(experiment, &address, &CancellationToken::new()).await;
+    let outcome = perform(experiment, &address, &CancellationToken::new()).await;
     assert_eq!(outcome.verdict, Verdict::Fail);
     let error = outcome.error.unwrap();
     assert!(error.contains("steady state"), "{error}");
