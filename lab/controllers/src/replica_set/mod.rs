@@ -1,0 +1,290 @@
+//! ReplicaSet → Pods: as many pods as asked for, made through the API so that admission webhooks see every one.
+//!
+//! Reads pods and ReplicaSets from the shared stores; its own writes go back into them at once, so the count it acts on
+//! is never behind what it did itself. Creation starts with one pod and doubles, so that a refusing webhook costs one
+//! call per try and not one per replica.
+
+mod rank;
+mod status;
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use kube::ResourceExt;
+use kube::api::PostParams;
+
+use crate::context::Context;
+use crate::error::{During, Error, Result, unless_gone};
+use crate::owners::{claim_all, controller_key, controller_of, controller_reference};
+use crate::pod_control;
+use crate::pods;
+use crate::runtime::driver::{Again, Controller};
+use crate::runtime::events::Kind;
+use crate::runtime::queue::Queue;
+use crate::runtime::store::Key;
+use status::Failure;
+
+const COMPONENT: &str = "replicaset-controller";
+/// At most this many pods are created or deleted per look.
+const BURST: usize = 500;
+
+pub(crate) struct ReplicaSets {
+    context: Arc<Context>,
+    queue: Arc<Queue<Key>>,
+}
+
+impl ReplicaSets {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        let queue = Arc::new(Queue::new());
+        let wake = queue.clone();
+        context.stores.replica_sets.on_change(move |old, new| {
+            if let Some(set) = new.or(old) {
+                wake.add(Key::of(set.as_ref()));
+            }
+        });
+        let wake = queue.clone();
+        let sets = context.stores.replica_sets.clone();
+        context.stores.pods.on_change(move |old, new| {
+            for pod in [old, new].into_iter().flatten() {
+                if let Some(owner) = controller_key::<Pod, ReplicaSet>(pod) {
+                    wake.add(owner);
+                }
+            }
+            // An orphan may be adopted by whoever selects it.
+            if let Some(orphan) =
+                new.filter(|pod| controller_of(pod.as_ref()).is_none() && pods::is_active(pod))
+            {
+                for set in sets.in_namespace(&orphan.namespace().unwrap_or_default()) {
+                    if set.spec.as_ref().is_some_and(|s| {
+                        pods::selects(&s.selector, orphan.metadata.labels.as_ref())
+                    }) {
+                        wake.add(Key::of(set.as_ref()));
+                    }
+                }
+            }
+        });
+        Self { context, queue }
+    }
+
+    /// Brings the number of pods to what is asked; returns the pods there are then and what went wrong.
+    async fn manage(
+        &self,
+        set: &ReplicaSet,
+        active: Vec<Arc<Pod>>,
+    ) -> (Vec<Arc<Pod>>, Option<Error>, Option<Failure>) {
+        let wanted =
+            usize::try_from(set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)).unwrap_or(0);
+        if active.len() < wanted {
+            let (created, error) = self.create(set, (wanted - active.len()).min(BURST)).await;
+            let failure = error.as_ref().map(|e| Failure {
+                reason: "FailedCreate",
+                message: e.cause(),
+            });
+            (active.into_iter().chain(created).collect(), error, failure)
+        } else if active.len() > wanted {
+            let surplus = (active.len() - wanted).min(BURST);
+            let doomed = rank::to_delete(active.clone(), surplus, Timestamp::now());
+            let error = self.delete(set, &doomed).await.err();
+            let failure = error.as_ref().map(|e| Failure {
+                reason: "FailedDelete",
+                message: e.cause(),
+            });
+            let left = active
+                .into_iter()
+                .filter_map(|pod| self.context.stores.pods.get(&Key::of(pod.as_ref())))
+                .filter(|pod| pods::is_active(pod))
+                .collect();
+            (left, error, failure)
+        } else {
+            (active, None, None)
+        }
+    }
+
+    async fn create(&self, set: &ReplicaSet, missing: usize) -> (Vec<Arc<Pod>>, Option<Error>) {
+        let namespace = set.namespace().unwrap_or_default();
+        let Some(template) = set.spec.as_ref().and_then(|s| s.template.as_ref()) else {
+            return (Vec::new(), None);
+        };
+        let pod = pod_from(
+            template,
+            &format!("{}-", set.name_any()),
+            &namespace,
+            controller_reference(set),
+        );
+        let api = self.context.api::<Pod>(&namespace);
+        let mut created = Vec::new();
+        let mut batch = 1;
+        while created.len() < missing {
+            let size = batch.min(missing - created.len());
+            let params = PostParams::default();
+            let results = join_all((0..size).map(|_| api.create(&params, &pod))).await;
+            let mut failure = None;
+            for result in results {
+                match result.during(|| {
+                    format!("create a pod for ReplicaSet {namespace}/{}", set.name_any())
+                }) {
+                    Ok(pod) => {
+                        let message = format!("Created pod: {}", pod.name_any());
+                        self.context.recorder.record(
+                            set,
+                            COMPONENT,
+                            Kind::Normal,
+                            "SuccessfulCreate",
+                            message,
+                        );
+                        self.context.stores.pods.wrote(pod.clone());
+                        created.push(Arc::new(pod));
+                    }
+                    Err(error) => failure = Some(error),
+                }
+            }
+            if let Some(error) = failure {
+                if error.namespace_is_terminating() {
+                    return (created, None);
+                }
+                let message = format!("Error creating: {}", error.cause());
+                self.context.recorder.record(
+                    set,
+                    COMPONENT,
+                    Kind::Warning,
+                    "FailedCreate",
+                    message,
+                );
+                return (created, Some(error));
+            }
+            batch *= 2;
+        }
+        (created, None)
+    }
+
+    async fn delete(&self, set: &ReplicaSet, doomed: &[Arc<Pod>]) -> Result<()> {
+        let results = join_all(
+            doomed
+                .iter()
+                .map(|pod| pod_control::delete(&self.context, pod)),
+        )
+        .await;
+        let mut outcome = Ok(());
+        for (pod, result) in doomed.iter().zip(results) {
+            match result {
+                Ok(()) => {
+                    let message = format!("Deleted pod: {}", pod.name_any());
+                    self.context.recorder.record(
+                        set,
+                        COMPONENT,
+                        Kind::Normal,
+                        "SuccessfulDelete",
+                        message,
+                    );
+                }
+                Err(error) => {
+                    let message = format!("Error deleting: {}", error.cause());
+                    self.context.recorder.record(
+                        set,
+                        COMPONENT,
+                        Kind::Warning,
+                        "FailedDelete",
+                        message,
+                    );
+                    outcome = Err(error);
+                }
+            }
+        }
+        outcome
+    }
+}
+
+/// The pod a template describes, for a controller that owns it.
+pub(crate) fn pod_from(
+    template: &PodTemplateSpec,
+    name_prefix: &str,
+    namespace: &str,
+    owner: k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference,
+) -> Pod {
+    let meta = template.metadata.clone().unwrap_or_default();
+    Pod {
+        metadata: ObjectMeta {
+            generate_name: Some(name_prefix.to_owned()),
+            namespace: Some(namespace.to_owned()),
+            labels: meta.labels,
+            annotations: meta.annotations,
+            finalizers: meta.finalizers,
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        spec: template.spec.clone(),
+        status: None,
+    }
+}
+
+/// What every workload controller refuses: a selector that would take every pod of the namespace.
+pub(crate) fn usable(selector: &LabelSelector, object: impl FnOnce() -> String) -> Result<()> {
+    if pods::is_empty(selector) {
+        return Err(Error::Object {
+            object: object(),
+            field: "spec.selector",
+            problem: "is empty and would select every pod of the namespace; matchLabels or matchExpressions are needed"
+                .to_owned(),
+        });
+    }
+    Ok(())
+}
+
+impl Controller for ReplicaSets {
+    const NAME: &'static str = "replicaset";
+    const WORKERS: usize = 4;
+    type Key = Key;
+
+    fn queue(&self) -> &Queue<Key> {
+        &self.queue
+    }
+
+    async fn reconcile(&self, key: &Key) -> Result<Again> {
+        let Some(set) = self.context.stores.replica_sets.get(key) else {
+            return Ok(Again::Never);
+        };
+        let Some(spec) = set.spec.as_ref() else {
+            return Ok(Again::Never);
+        };
+        usable(&spec.selector, || format!("ReplicaSet {key}"))?;
+        let pods = &self.context.stores.pods;
+        let mine = claim_all(
+            &self.context.client,
+            pods,
+            set.as_ref(),
+            &spec.selector,
+            |pod| !pods::is_finished(pod),
+        )
+        .await?;
+        let mut active: Vec<_> = mine
+            .into_iter()
+            .filter(|pod| pods::is_active(pod))
+            .collect();
+        let (mut error, mut failure) = (None, None);
+        if set.metadata.deletion_timestamp.is_none() {
+            (active, error, failure) = self.manage(&set, active).await;
+        }
+        let (status, next) = status::status(&set, &active, failure.as_ref(), Timestamp::now());
+        if set.status.as_ref() != Some(&status) {
+            let mut changed = ReplicaSet::clone(&set);
+            changed.status = Some(status);
+            let api = self.context.api::<ReplicaSet>(&key.namespace);
+            let written = unless_gone(
+                api.replace_status(&key.name, &PostParams::default(), &changed)
+                    .await
+                    .during(|| format!("write the status of ReplicaSet {key}")),
+            )?;
+            if let Some(written) = written {
+                self.context.stores.replica_sets.wrote(written);
+            }
+        }
+        match error {
+            Some(error) => Err(error),
+            None => Ok(Again::after(next)),
+        }
+    }
+}
