@@ -1,3 +1,13 @@
-//! pilot-agent
+//! The program around [`pilot_agent`].
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match pilot_agent::main(std::env::args_os().collect()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pilot-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
