@@ -19,7 +19,7 @@ use crate::error::{ChaosError, Result};
 use crate::load::{Connection, Load, Plan, Recorder, Summary};
 use crate::mesh::Application;
 use crate::model::{
-    Abort, Definition, Event, Outcome, ProbeResult, Requests, Verdict, overall, settle,
+    Abort, Definition, Event, Fault, Outcome, ProbeResult, Requests, Verdict, overall, settle,
 };
 
 /// The probe that the engine answers itself, from the load: declared by experiments, first in their list.
@@ -83,6 +83,7 @@ pub struct Context {
     seen: Vec<(&'static str, Verdict, String)>,
     undo: Vec<(String, BoxFuture<'static, Result<()>>)>,
     recovery: Option<Duration>,
+    fault: (Option<Duration>, Option<Duration>),
 }
 
 impl Context {
@@ -92,7 +93,7 @@ impl Context {
         let t = self.start.elapsed();
         self.observer.event(self.definition.name, t, &event);
         self.events.push(Event {
-            t: (t.as_secs_f64() * 1000.0).round() / 1000.0,
+            t: rounded(t),
             event,
         });
     }
@@ -123,6 +124,16 @@ impl Context {
         step: impl Future<Output = Result<()>> + Send + 'static,
     ) {
         self.undo.push((what.into(), Box::pin(step)));
+    }
+
+    /// From now on something is broken.
+    pub fn fault_begins(&mut self) {
+        self.fault.0.get_or_insert(self.start.elapsed());
+    }
+
+    /// Nothing is kept broken any more; recovery begins.
+    pub fn fault_ends(&mut self) {
+        self.fault.1 = Some(self.start.elapsed());
     }
 
     /// The mesh is as it should be again; the fault ended at `since`.
@@ -169,6 +180,7 @@ pub async fn run(
         seen: Vec::new(),
         undo: Vec::new(),
         recovery: None,
+        fault: (None, None),
     };
     let ended = match steady {
         Ended::Done(Ok(())) => {
@@ -227,14 +239,17 @@ fn outcome(
         target: cx.definition.target.to_string(),
         action: cx.definition.action.to_owned(),
         verdict: overall(&probes, error.is_some() && !stopped),
-        recovery_seconds: cx
-            .recovery
-            .map(|d| (d.as_secs_f64() * 1000.0).round() / 1000.0),
+        recovery_seconds: cx.recovery.map(rounded),
         probes,
         timeline: cx.events,
+        fault: cx.fault.0.map(|from| Fault {
+            from: rounded(from),
+            // An experiment that ended early kept it until the undo list was done.
+            to: rounded(cx.fault.1.unwrap_or(cx.start.elapsed())),
+        }),
         summary: cx.definition.summary,
         started_at,
-        seconds: (cx.start.elapsed().as_secs_f64() * 1000.0).round() / 1000.0,
+        seconds: rounded(cx.start.elapsed()),
         requests: Requests {
             total: load.total,
             ok,
@@ -344,6 +359,11 @@ fn answer_traffic(cx: &mut Context, load: &Summary, stopped: bool) {
         ));
     }
     cx.observe(TRAFFIC, within, observed);
+}
+
+/// Seconds, to the millisecond.
+fn rounded(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
 fn share(part: u64, whole: u64) -> f64 {

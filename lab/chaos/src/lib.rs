@@ -27,5 +27,5 @@ pub mod report;
 pub use engine::{Context, Experiment, Observer, Options};
 pub use error::{ChaosError, Result};
 pub use model::{
-    Abort, Definition, Event, Mode, Outcome, Probe, ProbeResult, Requests, Target, Verdict,
+    Abort, Definition, Event, Fault, Mode, Outcome, Probe, ProbeResult, Requests, Target, Verdict,
 };

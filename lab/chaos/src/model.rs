@@ -169,6 +169,15 @@ pub struct Event {
     pub event: String,
 }
 
+/// The time in which something was broken, in seconds since the experiment began.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Fault {
+    /// Its beginning.
+    pub from: f64,
+    /// Its end.
+    pub to: f64,
+}
+
 /// The load in numbers.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -207,6 +216,9 @@ pub struct Outcome {
     pub probes: Vec<ProbeResult>,
     /// What happened when.
     pub timeline: Vec<Event>,
+    /// When the fault held, in seconds since the experiment began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
     /// One sentence about the experiment.
     pub summary: &'static str,
     /// Wall-clock time of the start.

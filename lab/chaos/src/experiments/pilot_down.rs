@@ -115,6 +115,7 @@ impl Experiment for PilotDown {
         during(cx, &route).await?;
 
         let back = Instant::now();
+        cx.fault_ends();
         cx.cluster.scale(namespace, component, replicas).await?;
         cx.event(format!("scaled {component} back to {replicas}"));
         cx.cluster
@@ -160,6 +161,7 @@ async fn take_away(
     selector: &str,
 ) -> Result<()> {
     let pods = cx.cluster.pods(namespace, selector).await?;
+    cx.fault_begins();
     cx.cluster.scale(namespace, component, 0).await?;
     for pod in &pods {
         cx.cluster

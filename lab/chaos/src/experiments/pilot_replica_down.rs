@@ -105,6 +105,7 @@ impl Experiment for PilotReplicaDown {
         let victim = busiest(cx).await?;
 
         let killed = Instant::now();
+        cx.fault_begins();
         cx.cluster.delete_pod(namespace, &victim, Some(0)).await?;
         cx.event(format!("killed {victim}"));
         route.apply(2).await?;
@@ -131,6 +132,7 @@ impl Experiment for PilotReplicaDown {
             .cluster
             .available(namespace, component, replicas, AVAILABLE_WITHIN)
             .await;
+        cx.fault_ends();
         match &replaced {
             Ok(()) => {
                 cx.event(format!("{component} has {replicas} available replicas"));

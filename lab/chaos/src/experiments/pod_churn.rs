@@ -82,6 +82,7 @@ impl Experiment for PodChurn {
         }
         cx.event(format!("{} workloads have two replicas", names.len()));
         let began = Instant::now();
+        cx.fault_begins();
         let (mut slowest, mut failures) = (Duration::ZERO, Vec::new());
         for (name, count) in names.iter().zip(&replicas) {
             match replace_one(cx, namespace, name, *count).await {
@@ -89,6 +90,7 @@ impl Experiment for PodChurn {
                 Err(e) => failures.push(e.to_string()),
             }
         }
+        cx.fault_ends();
         let ok = failures.is_empty();
         if ok {
             cx.recovered(Instant::now() - slowest);

@@ -126,16 +126,20 @@ fn section(page: &mut String, outcome: &Outcome) {
     let _ = write!(
         page,
         "<figure>\n<div class=\"scroll\">{}</div>\n<figcaption>{}</figcaption>\n</figure>\n",
-        svg::timeline(&outcome.load, &outcome.timeline, span, &title),
+        svg::timeline(
+            &outcome.load,
+            &outcome.timeline,
+            outcome.fault,
+            span,
+            &title
+        ),
         legend(outcome)
     );
-    page.push_str("<div class=\"columns\">\n<div>\n<h3>Expected and seen</h3>\n<div class=\"scroll\"><table class=\"probes\">\n<thead><tr><th>Probe</th><th>Expected</th><th>Seen</th><th>Verdict</th></tr></thead>\n<tbody>\n");
+    page.push_str("<h3>Expected and seen</h3>\n<div class=\"scroll\"><table class=\"probes\">\n<thead><tr><th>Probe</th><th>Expected</th><th>Seen</th><th>Verdict</th></tr></thead>\n<tbody>\n");
     for probe in &outcome.probes {
         probe_row(page, probe);
     }
-    page.push_str(
-        "</tbody>\n</table></div>\n</div>\n<div>\n<h3>Timeline</h3>\n<ol class=\"events\">\n",
-    );
+    page.push_str("</tbody>\n</table></div>\n<h3>Timeline</h3>\n<ol class=\"events\">\n");
     for event in &outcome.timeline {
         let _ = writeln!(
             page,
@@ -144,7 +148,7 @@ fn section(page: &mut String, outcome: &Outcome) {
             escape(&event.event)
         );
     }
-    page.push_str("</ol>\n</div>\n</div>\n");
+    page.push_str("</ol>\n");
     failures(page, outcome);
     page.push_str("</section>\n");
 }
@@ -172,6 +176,9 @@ fn legend(outcome: &Outcome) -> String {
             "<span class=\"key\"><i class=\"{class}\"></i>{name} <b>{}</b></span>",
             thousands(sum)
         );
+    }
+    if outcome.fault.is_some() {
+        text.push_str("<span class=\"key\"><i class=\"fault\"></i>fault holds</span>");
     }
     text.push_str(
         "<span class=\"key\"><i class=\"dot\"></i>event, numbered as in the timeline</span>",

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::load::{Bucket, Summary};
-use crate::model::Event;
+use crate::model::{Event, Fault};
 
 const WIDTH: f64 = 960.0;
 const LEFT: f64 = 44.0;
@@ -19,7 +19,13 @@ const HEIGHT: f64 = TOP + PLOT + 30.0;
 const MARK: f64 = 9.0;
 
 /// Draws one experiment. `seconds` is its length, `title` what a screen reader says.
-pub(super) fn timeline(load: &Summary, events: &[Event], seconds: f64, title: &str) -> String {
+pub(super) fn timeline(
+    load: &Summary,
+    events: &[Event],
+    fault: Option<Fault>,
+    seconds: f64,
+    title: &str,
+) -> String {
     let span = seconds.max(1.0);
     let bars = bars(load, span);
     let peak = bars
@@ -34,6 +40,14 @@ pub(super) fn timeline(load: &Summary, events: &[Event], seconds: f64, title: &s
         r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{}">"#,
         super::escape(title)
     );
+    if let Some(fault) = fault {
+        let (from, to) = (x(fault.from), x(fault.to.min(span)));
+        let wide = (to - from).max(1.0);
+        let _ = write!(
+            svg,
+            r#"<rect class="fault" x="{from:.1}" y="{TOP}" width="{wide:.1}" height="{PLOT}"/>"#
+        );
+    }
     grid(&mut svg, top, span, &x);
     for bar in &bars {
         let (from, to) = (x(bar.from), x(bar.to.min(span)));
@@ -115,14 +129,9 @@ fn grid(svg: &mut String, top: f64, span: f64, x: &impl Fn(f64) -> f64) {
             WIDTH - RIGHT,
             LEFT - 6.0,
             y + 4.0,
-            number(share * top)
+            format_args!("{}/s", number(share * top))
         );
     }
-    let _ = write!(
-        svg,
-        r#"<text class="axis" x="{LEFT}" y="{:.1}" text-anchor="start">requests/s</text>"#,
-        TOP - 22.0
-    );
     let step = time_step(span);
     let mut t = 0.0;
     while t <= span {
@@ -241,7 +250,7 @@ mod tests {
             buckets,
             ..Summary::empty()
         };
-        let svg = timeline(&load, &[], 10.0, "t");
+        let svg = timeline(&load, &[], None, 10.0, "t");
         let rect = svg
             .split("<rect ")
             .find(|r| r.contains("server"))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::load::{Bucket, Failure, Summary};
-use crate::model::{Event, Mode, Outcome, ProbeResult, Requests, Verdict};
+use crate::model::{Event, Fault, Mode, Outcome, ProbeResult, Requests, Verdict};
 
 fn outcome(verdict: Verdict) -> Outcome {
     let mut buckets = vec![
@@ -48,6 +48,10 @@ fn outcome(verdict: Verdict) -> Outcome {
                 event: "killed istio-pilot-<1>".into(),
             },
         ],
+        fault: Some(Fault {
+            from: 5.0,
+            to: 20.0,
+        }),
         summary: "Pilot dies.",
         started_at: jiff::Timestamp::UNIX_EPOCH,
         seconds: 30.0,
