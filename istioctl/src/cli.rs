@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::{chaos, demo, lab, proxy, version};
+use crate::{chaos, demo, lab, proxy, validate, version};
 
 /// Control a service mesh: bring up a lab on this machine, break its control plane on purpose, and look into every proxy.
 #[derive(Debug, Parser)]
@@ -75,6 +75,8 @@ enum Command {
     /// What a proxy has: clusters, listeners, routes, endpoints, bootstrap.
     #[command(visible_alias = "pc", subcommand)]
     ProxyConfig(proxy::ConfigCommand),
+    /// Check configuration files without a cluster.
+    Validate(validate::ValidateArgs),
     /// Versions of this program, the control plane and the proxies.
     Version(version::VersionArgs),
 }
@@ -101,6 +103,7 @@ impl Cli {
                 Command::Demo(args) => demo::run(&global, args).await,
                 Command::ProxyStatus(args) => proxy::status(&global, args).await,
                 Command::ProxyConfig(command) => proxy::config(&global, command).await,
+                Command::Validate(args) => validate::run(&args),
                 Command::Version(args) => version::run(&global, args).await,
             }
         });

@@ -16,6 +16,7 @@ mod progress;
 mod proxy;
 mod stop;
 
+mod validate;
 mod version;
 
 fn main() -> ExitCode {

@@ -14,7 +14,7 @@ use crate::connect::connect;
 /// Arguments of `lab exec`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ExecArgs {
-    /// POD or POD.NAMESPACE.
+    /// POD, POD.NAMESPACE or deploy/NAME.
     pod: String,
     /// Container [default: the first one of the pod].
     #[arg(long, value_name = "NAME")]
@@ -41,7 +41,7 @@ pub(super) async fn run(global: &Global, args: ExecArgs) -> anyhow::Result<ExitC
         ..global.clone()
     };
     let cluster = connect(&here).await?;
-    let (pod, namespace) = crate::proxy::pod_and_namespace(&pod, &cluster.namespace);
+    let (pod, namespace) = crate::proxy::resolve(&pod, &cluster).await?;
     let params = AttachParams {
         container,
         stdin,

@@ -8,7 +8,7 @@ use lab_chaos::mesh::ENVOY_ADMIN;
 use serde_json::Value;
 
 use super::dump::{self, Kind};
-use super::pod_and_namespace;
+use super::resolve;
 use crate::cli::Global;
 use crate::connect::connect;
 use crate::output::{OutputArgs, Paint, Table, print, print_json};
@@ -36,7 +36,7 @@ pub(crate) enum ConfigCommand {
 /// The pod.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PodArgs {
-    /// POD or POD.NAMESPACE.
+    /// POD, POD.NAMESPACE or deploy/NAME.
     pod: String,
 }
 
@@ -268,7 +268,7 @@ async fn bootstrap(global: &Global, pod: PodArgs) -> anyhow::Result<()> {
 
 async fn ask(global: &Global, pod: &PodArgs, path: &str) -> anyhow::Result<Value> {
     let cluster = connect(global).await?;
-    let (pod, namespace) = pod_and_namespace(&pod.pod, &cluster.namespace);
+    let (pod, namespace) = resolve(&pod.pod, &cluster).await?;
     let reply = cluster.pod_get(&namespace, &pod, ENVOY_ADMIN, path).await?;
     if reply.status != 200 {
         bail!(

@@ -12,7 +12,7 @@ use crate::output::{OutputArgs, Paint, Table, print, print_json};
 /// Arguments of `proxy-status`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct StatusArgs {
-    /// Only this proxy: POD or POD.NAMESPACE.
+    /// Only this proxy: POD, POD.NAMESPACE or deploy/NAME.
     pod: Option<String>,
     #[command(flatten)]
     output: OutputArgs,
@@ -26,7 +26,7 @@ pub(crate) async fn status(global: &Global, args: StatusArgs) -> anyhow::Result<
         .flat_map(|(pilot, proxies)| proxies.into_iter().map(move |p| (p, pilot.clone())))
         .collect();
     if let Some(pod) = &args.pod {
-        let (pod, namespace) = super::pod_and_namespace(pod, &cluster.namespace);
+        let (pod, namespace) = super::resolve(pod, &cluster).await?;
         let id = format!("{pod}.{namespace}");
         rows.retain(|(status, _)| status.proxy == id);
         if rows.is_empty() {
