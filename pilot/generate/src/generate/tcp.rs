@@ -1,0 +1,293 @@
+//! TCP filter chains, and keeping chains of one listener apart.
+
+use ahash::AHashSet;
+use envoy_types::pb::envoy::extensions::filters::network::{
+    mongo_proxy::v3::MongoProxy,
+    tcp_proxy::v3::{
+        TcpProxy,
+        tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
+    },
+};
+
+use crate::{
+    compile::{Destination, L4Match, L4Route, MESH, VirtualServiceConfig},
+    envoy::{
+        self, access_log,
+        core::CidrRange,
+        listener::{Filter, FilterChain, FilterChainMatch},
+        network_filter,
+    },
+    model::{Address, Protocol, Service, ServicePort, host},
+    names,
+    snapshot::Scope,
+};
+
+/// Network filters that carry bytes to a cluster.
+pub(super) fn filters(scope: &Scope, cluster: &str, protocol: Protocol) -> Vec<Filter> {
+    let specifier = ClusterSpecifier::Cluster(cluster.to_owned());
+    with_codec(protocol, cluster, tcp_proxy(scope, cluster, specifier))
+}
+
+fn tcp_proxy(scope: &Scope, stat_prefix: &str, specifier: ClusterSpecifier) -> Filter {
+    let proxy = TcpProxy {
+        stat_prefix: stat_prefix.to_owned(),
+        cluster_specifier: Some(specifier),
+        access_log: access_log(scope.settings().access_log.as_ref()),
+        idle_timeout: scope.key().idle_timeout.and_then(envoy::duration),
+        ..Default::default()
+    };
+    network_filter("envoy.filters.network.tcp_proxy", &proxy)
+}
+
+/// Protocols that Envoy can read along get their codec in front.
+fn with_codec(protocol: Protocol, stat_prefix: &str, proxy: Filter) -> Vec<Filter> {
+    let codec = (protocol == Protocol::Mongo).then(|| {
+        let mongo = MongoProxy {
+            stat_prefix: stat_prefix.to_owned(),
+            ..Default::default()
+        };
+        network_filter("envoy.filters.network.mongo_proxy", &mongo)
+    });
+    codec.into_iter().chain([proxy]).collect()
+}
+
+/// Filters for the destinations of a tcp or tls rule.
+pub(super) fn route_filters(
+    scope: &Scope,
+    config: &VirtualServiceConfig,
+    route: &L4Route,
+    port: u32,
+    protocol: Protocol,
+) -> Vec<Filter> {
+    let cluster = |destination: &Destination| scope.destination_cluster(destination, port);
+    match route.destinations.as_slice() {
+        [(only, _)] => filters(scope, &cluster(only), protocol),
+        several => {
+            let clusters = several
+                .iter()
+                .map(|(d, weight)| ClusterWeight {
+                    name: cluster(d),
+                    weight: *weight,
+                    ..Default::default()
+                })
+                .collect();
+            let prefix = config.full_name();
+            let specifier = ClusterSpecifier::WeightedClusters(WeightedCluster { clusters });
+            with_codec(protocol, &prefix, tcp_proxy(scope, &prefix, specifier))
+        }
+    }
+}
+
+/// Chains for a service port of the outbound side: those of the VirtualServices that apply, then the default one.
+/// `sni` says whether a listener must tell TLS services apart by SNI.
+pub(super) fn service_chains(
+    scope: &Scope,
+    service: &Service,
+    port: &ServicePort,
+    sni: bool,
+) -> Vec<FilterChain> {
+    let own: Vec<CidrRange> = match service.address {
+        Address::Cidr(net) => vec![envoy::cidr(net.addr(), net.prefix_len())],
+        _ => Vec::new(),
+    };
+    let applying = scope
+        .virtual_services()
+        .iter()
+        .filter(|v| v.hosts.iter().any(|h| host::matches(h, &service.hostname)));
+    let mut out = Vec::new();
+    for config in applying {
+        if port.protocol.is_tls() {
+            for route in &config.tls {
+                for m in route
+                    .matches
+                    .iter()
+                    .filter(|m| holds(scope, m, MESH, Some(port.number)))
+                {
+                    let names = m.sni_hosts.iter().filter(|n| {
+                        host::subset_of(n, &service.hostname)
+                            || config.hosts.iter().any(|h| host::subset_of(n, h))
+                    });
+                    let server_names: Vec<String> = names.cloned().collect();
+                    if server_names.is_empty() {
+                        continue;
+                    }
+                    let filters = route_filters(scope, config, route, port.number, port.protocol);
+                    out.push(chain(server_names, ranges(m, &own), filters));
+                }
+            }
+        }
+        for route in &config.tcp {
+            let matching: Vec<&L4Match> = route
+                .matches
+                .iter()
+                .filter(|m| holds(scope, m, MESH, Some(port.number)))
+                .collect();
+            for m in &matching {
+                let filters = route_filters(scope, config, route, port.number, port.protocol);
+                out.push(chain(Vec::new(), ranges(m, &own), filters));
+            }
+            if matching.iter().any(|m| m.subnets.is_empty()) {
+                return out;
+            }
+        }
+    }
+    if port.protocol.is_tls() && !out.is_empty() && sni {
+        return out;
+    }
+    let cluster = names::outbound(port.number, "", &service.hostname);
+    let by_sni = port.protocol.is_tls() && sni && &*service.hostname != "*";
+    let server_names = if by_sni {
+        vec![service.hostname.to_string()]
+    } else {
+        Vec::new()
+    };
+    out.push(chain(
+        server_names,
+        own,
+        filters(scope, &cluster, port.protocol),
+    ));
+    out
+}
+
+/// Whether a match holds for a gateway (or the mesh) and a port.
+pub(super) fn holds(scope: &Scope, m: &L4Match, gateway: &str, port: Option<u32>) -> bool {
+    let gateway_holds = m.gateways.is_empty() || m.gateways.iter().any(|g| &**g == gateway);
+    let labels_hold =
+        !m.gateways.is_empty() || gateway != MESH || scope.has_labels(&m.source_labels);
+    gateway_holds && labels_hold && (m.port.is_none() || m.port == port)
+}
+
+fn ranges(m: &L4Match, own: &[CidrRange]) -> Vec<CidrRange> {
+    if m.subnets.is_empty() {
+        return own.to_vec();
+    }
+    m.subnets
+        .iter()
+        .map(|n| envoy::cidr(n.addr(), n.prefix_len()))
+        .collect()
+}
+
+/// A chain; without conditions it has no match at all.
+pub(super) fn chain(
+    server_names: Vec<String>,
+    prefix_ranges: Vec<CidrRange>,
+    filters: Vec<Filter>,
+) -> FilterChain {
+    let filter_chain_match =
+        (!server_names.is_empty() || !prefix_ranges.is_empty()).then(|| FilterChainMatch {
+            server_names,
+            prefix_ranges,
+            ..Default::default()
+        });
+    FilterChain {
+        filter_chain_match,
+        filters,
+        ..Default::default()
+    }
+}
+
+/// What the chains of a listener already match. Envoy refuses a listener in which two chains could match the same
+/// connection equally well; it compares every combination of the lists in a match.
+#[derive(Debug, Default)]
+pub(super) struct Claims(AHashSet<(Option<u32>, String, String, String, String)>);
+
+impl Claims {
+    /// Takes a chain in, without those of its server names (or else prefixes) that are claimed; `false`: nothing is left of it.
+    pub(super) fn admit(&mut self, chain: &mut FilterChain) -> bool {
+        let mut m = chain.filter_chain_match.clone().unwrap_or_default();
+        if self.free(&m) {
+            self.claim(&m);
+            return true;
+        }
+        if !m.server_names.is_empty() {
+            let all = std::mem::take(&mut m.server_names);
+            m.server_names = all
+                .into_iter()
+                .filter(|n| self.free(&narrowed_name(&m, n)))
+                .collect();
+            if m.server_names.is_empty() {
+                return false;
+            }
+        } else if !m.prefix_ranges.is_empty() {
+            let all = std::mem::take(&mut m.prefix_ranges);
+            m.prefix_ranges = all
+                .into_iter()
+                .filter(|r| self.free(&narrowed_range(&m, r)))
+                .collect();
+            if m.prefix_ranges.is_empty() {
+                return false;
+            }
+        } else {
+            return false;
+        }
+        self.claim(&m);
+        chain.filter_chain_match = Some(m);
+        true
+    }
+
+    /// Whether some chain matches every connection.
+    pub(super) fn matches_all(&self) -> bool {
+        self.0.contains(&Default::default())
+    }
+
+    fn free(&self, m: &FilterChainMatch) -> bool {
+        tuples(m).iter().all(|t| !self.0.contains(t))
+    }
+
+    fn claim(&mut self, m: &FilterChainMatch) {
+        self.0.extend(tuples(m));
+    }
+}
+
+fn narrowed_name(m: &FilterChainMatch, name: &str) -> FilterChainMatch {
+    FilterChainMatch {
+        server_names: vec![name.to_owned()],
+        ..m.clone()
+    }
+}
+
+fn narrowed_range(m: &FilterChainMatch, range: &CidrRange) -> FilterChainMatch {
+    FilterChainMatch {
+        prefix_ranges: vec![range.clone()],
+        ..m.clone()
+    }
+}
+
+/// Every combination that a match stands for.
+fn tuples(m: &FilterChainMatch) -> Vec<(Option<u32>, String, String, String, String)> {
+    let port = m.destination_port.as_ref().map(|p| p.value);
+    let ranges: Vec<String> = m.prefix_ranges.iter().map(canonical).collect();
+    let or_any = |list: &[String]| {
+        if list.is_empty() {
+            vec![String::new()]
+        } else {
+            list.to_vec()
+        }
+    };
+    let mut out = Vec::new();
+    for range in or_any(&ranges) {
+        for name in or_any(&m.server_names) {
+            for alpn in or_any(&m.application_protocols) {
+                out.push((
+                    port,
+                    range.clone(),
+                    name.clone(),
+                    m.transport_protocol.clone(),
+                    alpn,
+                ));
+            }
+        }
+    }
+    out
+}
+
+/// Two ranges that reduce to one prefix count as equal.
+fn canonical(range: &CidrRange) -> String {
+    let length = range.prefix_len.as_ref().map_or(0, |l| l.value);
+    let address = range.address_prefix.parse::<std::net::IpAddr>().ok();
+    let net = address.and_then(|a| ipnet::IpNet::new(a, u8::try_from(length).ok()?).ok());
+    net.map_or_else(
+        || format!("{}/{length}", range.address_prefix),
+        |n| n.trunc().to_string(),
+    )
+}

@@ -1,0 +1,18 @@
+//! The vocabulary: services, endpoints, workloads, proxies. Plain immutable values; registries write them, snapshots
+//! index them, generators read them.
+
+mod endpoint;
+pub mod host;
+mod protocol;
+mod proxy;
+mod service;
+mod workload;
+
+pub use endpoint::{Endpoint, EndpointAddress, EndpointMap, Locality, ServiceEndpoints, TlsMode};
+pub use protocol::Protocol;
+pub use proxy::{InterceptionMode, NodeError, Proxy, ProxyKind, RouterMode, Version};
+pub use service::{
+    Address, Labels, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort,
+    Visibility, selects,
+};
+pub use workload::{ContainerPort, Probe, Workload, WorkloadMap};

@@ -1,0 +1,398 @@
+//! Kubernetes objects to the model (Istio 1.4 `pilot/pkg/serviceregistry/kube/conversion.go`).
+//!
+//! Written by Pilot's Kubernetes registry: one call per changed Service, EndpointSlice set (or Endpoints) and Pod. Cost is
+//! proportional to the one object. Nothing here fails: an object without the fields that make it usable gives `None`.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        core::v1::{
+            Container, EndpointAddress as SubsetAddress, Endpoints, Pod, Service as KubeService,
+        },
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+};
+
+use crate::model::{
+    Address, ContainerPort, Endpoint, EndpointAddress, Locality, Probe, Protocol, Registry,
+    Resolution, Service, ServiceEndpoints, ServiceKey, ServicePort, TargetPort, TlsMode,
+    Visibility, Workload,
+};
+
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+const CANONICAL_ACCOUNTS: &str = "alpha.istio.io/canonical-serviceaccounts";
+const KUBERNETES_ACCOUNTS: &str = "alpha.istio.io/kubernetes-serviceaccounts";
+const POD_IDENTITY: &str = "alpha.istio.io/identity";
+const TLS_MODE: &str = "security.istio.io/tlsMode";
+const POD_LOCALITY: &str = "istio-locality";
+const REGION: [&str; 3] = [
+    "topology.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.kubernetes.io/region",
+];
+const ZONE: [&str; 3] = [
+    "topology.kubernetes.io/zone",
+    "failure-domain.beta.kubernetes.io/zone",
+    "failure-domain.kubernetes.io/zone",
+];
+
+/// What the conversions need to know of the mesh.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// DNS domain of services.
+    pub domain: String,
+    /// Trust domain of identities.
+    pub trust_domain: String,
+    /// `defaultServiceExportTo` of the mesh.
+    pub default_export_to: Vec<String>,
+}
+
+impl Context {
+    /// `NAME.NS.svc.DOMAIN`, in lower case.
+    pub fn hostname(&self, name: &str, namespace: &str) -> Arc<str> {
+        format!("{name}.{namespace}.svc.{}", self.domain)
+            .to_ascii_lowercase()
+            .into()
+    }
+
+    /// Key under which the endpoints of a Kubernetes service are filed.
+    pub fn key(&self, name: &str, namespace: &str) -> ServiceKey {
+        ServiceKey {
+            hostname: self.hostname(name, namespace),
+            namespace: namespace.into(),
+        }
+    }
+
+    fn spiffe(&self, namespace: &str, account: &str) -> String {
+        format!("spiffe://{}/ns/{namespace}/sa/{account}", self.trust_domain)
+    }
+}
+
+/// A Service. `None` if it has no name.
+pub fn service(object: &KubeService, context: &Context) -> Option<Service> {
+    let (name, namespace) = names(&object.metadata)?;
+    let spec = object.spec.as_ref()?;
+    let external_name = spec
+        .external_name
+        .as_deref()
+        .filter(|_| spec.type_.as_deref() == Some("ExternalName"));
+    let ip = spec
+        .cluster_ip
+        .as_deref()
+        .and_then(|ip| ip.parse::<IpAddr>().ok());
+    let resolution = match (external_name, ip) {
+        (Some(_), _) => Resolution::Dns,
+        (None, Some(_)) => Resolution::ClientSideLb,
+        (None, None) => Resolution::Passthrough,
+    };
+    let ports = spec.ports.iter().flatten().filter_map(|p| {
+        let number = port(p.port)?;
+        let name = p.name.as_deref().unwrap_or_default();
+        Some(ServicePort {
+            name: name.into(),
+            number,
+            protocol: Protocol::of_kubernetes_port(
+                number,
+                name,
+                p.protocol.as_deref().unwrap_or("TCP"),
+            ),
+            target: match &p.target_port {
+                Some(IntOrString::Int(n)) if port(*n).is_some() => TargetPort::Number(port(*n)?),
+                Some(IntOrString::String(s)) if !s.is_empty() => {
+                    TargetPort::Name(s.as_str().into())
+                }
+                _ => TargetPort::Number(number),
+            },
+        })
+    });
+    let annotation = |key: &str| {
+        object
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(key))
+    };
+    let list = |key: &str| -> Vec<String> {
+        let text = annotation(key).map(String::as_str).unwrap_or_default();
+        text.split(',')
+            .map(str::trim)
+            .filter(|s| !s.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let kubernetes_accounts = list(KUBERNETES_ACCOUNTS)
+        .into_iter()
+        .map(|sa| context.spiffe(namespace, &sa));
+    let canonical_accounts = list(CANONICAL_ACCOUNTS)
+        .into_iter()
+        .map(|sa| format!("spiffe://{sa}"));
+    Some(Service {
+        hostname: context.hostname(name, namespace),
+        name: name.into(),
+        namespace: namespace.into(),
+        registry: Registry::Kubernetes,
+        creation: object
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+        address: ip.map_or(Address::Unspecified, Address::Ip),
+        ports: ports.collect(),
+        resolution,
+        mesh_external: external_name.is_some(),
+        visibility: Visibility::of(&list(EXPORT_TO), &context.default_export_to),
+        selector: spec.selector.clone().unwrap_or_default(),
+        headless: external_name.is_none() && ip.is_none(),
+        external_name: external_name.map(Into::into),
+        service_accounts: canonical_accounts.chain(kubernetes_accounts).collect(),
+    })
+}
+
+/// A Pod, with all its addresses. `None` unless it is pending or running and has an address: a finished pod's address
+/// may already belong to another one.
+pub fn workload(
+    pod: &Pod,
+    node_labels: Option<&BTreeMap<String, String>>,
+    context: &Context,
+) -> Option<(Vec<IpAddr>, Workload)> {
+    let (name, namespace) = names(&pod.metadata)?;
+    let status = pod.status.as_ref()?;
+    if !matches!(
+        status.phase.as_deref(),
+        None | Some("" | "Pending" | "Running")
+    ) {
+        return None;
+    }
+    let spec = pod.spec.as_ref()?;
+    if spec.host_network == Some(true) {
+        // The address is the node's: labels of one pod would be claimed for all that share it.
+        return None;
+    }
+    let all = status
+        .pod_ips
+        .iter()
+        .flatten()
+        .map(|ip| ip.ip.as_str())
+        .chain(status.pod_ip.as_deref());
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for ip in all.filter_map(|ip| ip.parse().ok()) {
+        if !ips.contains(&ip) {
+            ips.push(ip);
+        }
+    }
+    if ips.is_empty() {
+        return None;
+    }
+    let labels = pod.metadata.labels.clone().unwrap_or_default();
+    let account = match pod
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|a| a.get(POD_IDENTITY))
+    {
+        Some(identity) => format!("spiffe://{identity}"),
+        None => context.spiffe(
+            namespace,
+            spec.service_account_name.as_deref().unwrap_or("default"),
+        ),
+    };
+    let containers = spec.containers.as_slice();
+    Some((
+        ips,
+        Workload {
+            name: name.into(),
+            namespace: namespace.into(),
+            service_account: account.into(),
+            locality: locality(&labels, node_labels),
+            network: Arc::default(),
+            ports: containers
+                .iter()
+                .flat_map(|c| c.ports.iter().flatten())
+                .filter_map(|p| {
+                    Some(ContainerPort {
+                        name: p.name.as_deref().unwrap_or_default().into(),
+                        number: port(p.container_port)?,
+                    })
+                })
+                .collect(),
+            probes: containers.iter().flat_map(probes).collect(),
+            tls_mode: match labels.get(TLS_MODE).map(String::as_str) {
+                Some("istio") => TlsMode::Istio,
+                _ => TlsMode::Disabled,
+            },
+            labels: Arc::new(labels),
+        },
+    ))
+}
+
+/// Endpoints of a service from an Endpoints object. `lookup` finds pods by address; the second result counts addresses
+/// of pods that it did not find, which are left out until the pod is known.
+pub fn endpoints(
+    object: &Endpoints,
+    lookup: &dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+) -> (ServiceEndpoints, usize) {
+    let mut collector = Collector {
+        lookup,
+        found: Vec::new(),
+        without_pod: 0,
+    };
+    for subset in object.subsets.iter().flatten() {
+        let ports: Vec<(Arc<str>, u32)> = subset
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|p| Some((p.name.as_deref().unwrap_or_default().into(), port(p.port)?)))
+            .collect();
+        for address in subset.addresses.iter().flatten() {
+            let SubsetAddress { ip, target_ref, .. } = address;
+            let of_pod = target_ref
+                .as_ref()
+                .is_some_and(|t| t.kind.as_deref() == Some("Pod"));
+            collector.add(ip, of_pod, &ports);
+        }
+    }
+    (
+        ServiceEndpoints::new(collector.found),
+        collector.without_pod,
+    )
+}
+
+/// Endpoints of a service from all of its EndpointSlices. Only ready addresses count; a slice of names (FQDN) is skipped.
+pub fn endpoint_slices<'a>(
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+    lookup: &dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+) -> (ServiceEndpoints, usize) {
+    let mut collector = Collector {
+        lookup,
+        found: Vec::new(),
+        without_pod: 0,
+    };
+    for slice in slices {
+        let ports: Vec<(Arc<str>, u32)> = slice
+            .ports
+            .iter()
+            .flatten()
+            .filter_map(|p| Some((p.name.as_deref().unwrap_or_default().into(), port(p.port?)?)))
+            .collect();
+        for endpoint in &slice.endpoints {
+            let ready = endpoint
+                .conditions
+                .as_ref()
+                .and_then(|c| c.ready)
+                .unwrap_or(true);
+            let of_pod = endpoint
+                .target_ref
+                .as_ref()
+                .is_some_and(|t| t.kind.as_deref() == Some("Pod"));
+            if ready {
+                // Consumers of a slice use the first address; the others are the same backend.
+                endpoint
+                    .addresses
+                    .first()
+                    .into_iter()
+                    .for_each(|ip| collector.add(ip, of_pod, &ports));
+            }
+        }
+    }
+    (
+        ServiceEndpoints::new(collector.found),
+        collector.without_pod,
+    )
+}
+
+struct Collector<'a> {
+    lookup: &'a dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    found: Vec<Endpoint>,
+    without_pod: usize,
+}
+
+impl Collector<'_> {
+    fn add(&mut self, ip: &str, of_pod: bool, ports: &[(Arc<str>, u32)]) {
+        let Ok(ip) = ip.parse::<IpAddr>() else { return };
+        let workload = (self.lookup)(ip);
+        if workload.is_none() && of_pod {
+            self.without_pod += 1;
+            return;
+        }
+        let workload = workload.unwrap_or_default();
+        let uid: Arc<str> = if workload.name.is_empty() {
+            Arc::default()
+        } else {
+            format!("kubernetes://{}.{}", workload.name, workload.namespace).into()
+        };
+        self.found
+            .extend(ports.iter().map(|(name, number)| Endpoint {
+                address: EndpointAddress::Ip(ip),
+                port: *number,
+                service_port: name.clone(),
+                labels: workload.labels.clone(),
+                weight: 1,
+                locality: workload.locality.clone(),
+                service_account: workload.service_account.clone(),
+                uid: uid.clone(),
+                network: workload.network.clone(),
+                tls_mode: workload.tls_mode,
+            }));
+    }
+}
+
+fn names(meta: &ObjectMeta) -> Option<(&str, &str)> {
+    let name = meta.name.as_deref().filter(|n| !n.is_empty())?;
+    Some((name, meta.namespace.as_deref().unwrap_or("default")))
+}
+
+fn port(number: i32) -> Option<u32> {
+    u32::try_from(number)
+        .ok()
+        .filter(|n| (1..=65535).contains(n))
+}
+
+fn probes(container: &Container) -> impl Iterator<Item = Probe> + '_ {
+    [&container.liveness_probe, &container.readiness_probe]
+        .into_iter()
+        .flatten()
+        .filter_map(|probe| {
+            let (target, path) = match (&probe.http_get, &probe.tcp_socket) {
+                (Some(http), _) => (&http.port, Some(http.path.as_deref().unwrap_or("/"))),
+                (None, Some(tcp)) => (&tcp.port, None),
+                (None, None) => return None,
+            };
+            let number = match target {
+                IntOrString::Int(n) => port(*n)?,
+                IntOrString::String(name) => {
+                    let ports = container.ports.iter().flatten();
+                    port(
+                        ports
+                            .filter(|p| p.name.as_deref() == Some(name))
+                            .map(|p| p.container_port)
+                            .next()?,
+                    )?
+                }
+            };
+            Some(Probe {
+                port: number,
+                path: path.map(Into::into),
+            })
+        })
+}
+
+fn locality(pod: &BTreeMap<String, String>, node: Option<&BTreeMap<String, String>>) -> Locality {
+    if let Some(label) = pod.get(POD_LOCALITY) {
+        return Locality::parse_label(label);
+    }
+    let of_node = |keys: &[&str]| -> Arc<str> {
+        keys.iter()
+            .find_map(|k| node?.get(*k))
+            .map(String::as_str)
+            .unwrap_or_default()
+            .into()
+    };
+    Locality {
+        region: of_node(&REGION),
+        zone: of_node(&ZONE),
+        subzone: Arc::default(),
+    }
+}

@@ -1,0 +1,176 @@
+//! Config objects, compiled; those that did not change are taken over from the previous snapshot.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use mesh_config::{Configs, Meta, Object};
+
+use super::{Settings, rules::RuleIndex};
+use crate::{
+    compile::{Context, DestinationRuleConfig, GatewayConfig, VirtualServiceConfig},
+    model::Labels,
+    registry::service_entry::{self, Converted},
+    report::{Rejection, Report},
+};
+
+/// Everything made from config objects alone.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigIndex {
+    /// The oldest first.
+    pub virtual_services: Vec<Arc<VirtualServiceConfig>>,
+    /// By host and client.
+    pub rules: RuleIndex,
+    /// The oldest first.
+    pub gateways: Vec<Arc<GatewayConfig>>,
+    /// Label keys that some VirtualService asks of its clients: only these tell scopes apart.
+    pub source_label_keys: Vec<String>,
+    pub(super) destination_rules: Vec<Arc<DestinationRuleConfig>>,
+    pub(super) service_entries: Vec<Arc<Converted>>,
+    pub(super) report: Report,
+}
+
+impl ConfigIndex {
+    pub(super) fn new(
+        configs: &Configs,
+        settings: &Settings,
+        previous: Option<&ConfigIndex>,
+    ) -> ConfigIndex {
+        let context = &settings.compile;
+        let mut report = Report::default();
+        let mut orphaned: Vec<Rejection> = Vec::new();
+
+        let virtual_services = take_over(
+            &configs.virtual_services,
+            previous.map(|p| p.virtual_services.as_slice()),
+            |object| Some(VirtualServiceConfig::compile(object, context)),
+        );
+        let destination_rules = take_over(
+            &configs.destination_rules,
+            previous.map(|p| p.destination_rules.as_slice()),
+            |object| DestinationRuleConfig::compile(object, context, &mut orphaned),
+        );
+        let gateways = take_over(
+            &configs.gateways,
+            previous.map(|p| p.gateways.as_slice()),
+            |object| Some(GatewayConfig::compile(object)),
+        );
+        let service_entries = take_over(
+            &configs.service_entries,
+            previous.map(|p| p.service_entries.as_slice()),
+            |object| Some(service_entry::convert(object, context)),
+        );
+
+        report.rejections.extend(
+            virtual_services
+                .iter()
+                .flat_map(|v| v.rejections.iter().cloned()),
+        );
+        report.rejections.extend(
+            destination_rules
+                .iter()
+                .flat_map(|v| v.rejections.iter().cloned()),
+        );
+        report
+            .rejections
+            .extend(gateways.iter().flat_map(|v| v.rejections.iter().cloned()));
+        report.rejections.extend(
+            service_entries
+                .iter()
+                .flat_map(|v| v.rejections.iter().cloned()),
+        );
+        report.rejections.append(&mut orphaned);
+        report.rejections.sort();
+
+        let rules = RuleIndex::new(
+            &destination_rules,
+            settings.root_namespace.clone(),
+            previous.map(|p| &p.rules),
+            &mut report,
+        );
+        let mut source_label_keys: Vec<String> = virtual_services
+            .iter()
+            .flat_map(|v| source_labels(v))
+            .flat_map(|l| l.keys().cloned())
+            .collect();
+        source_label_keys.sort();
+        source_label_keys.dedup();
+        ConfigIndex {
+            virtual_services,
+            rules,
+            gateways,
+            source_label_keys,
+            destination_rules,
+            service_entries,
+            report,
+        }
+    }
+}
+
+fn source_labels(config: &VirtualServiceConfig) -> impl Iterator<Item = &Labels> {
+    let http = config.http.iter().map(|r| &r.source_labels);
+    let l4 = config
+        .tcp
+        .iter()
+        .chain(&config.tls)
+        .flat_map(|r| &r.matches)
+        .map(|m| &m.source_labels);
+    http.chain(l4)
+}
+
+/// A compiled form that remembers what it was made of.
+trait Compiled {
+    type Spec: PartialEq;
+    fn meta(&self) -> &Arc<Meta>;
+    fn spec(&self) -> &Arc<Self::Spec>;
+}
+
+macro_rules! compiled {
+    ($($type:ty => $spec:ty),*) => { $(
+        impl Compiled for $type {
+            type Spec = $spec;
+            fn meta(&self) -> &Arc<Meta> { &self.meta }
+            fn spec(&self) -> &Arc<$spec> { &self.spec }
+        }
+    )* };
+}
+
+compiled! {
+    VirtualServiceConfig => proto_networking::networking::VirtualService,
+    DestinationRuleConfig => proto_networking::networking::DestinationRule,
+    GatewayConfig => proto_networking::networking::Gateway,
+    Converted => proto_networking::networking::ServiceEntry
+}
+
+/// Compiles what is new; what has the same content as before keeps its identity.
+fn take_over<C: Compiled>(
+    objects: &[Object<C::Spec>],
+    previous: Option<&[Arc<C>]>,
+    mut compile: impl FnMut(&Object<C::Spec>) -> Option<C>,
+) -> Vec<Arc<C>> {
+    let before: AHashMap<(&str, &str), &Arc<C>> = previous
+        .unwrap_or_default()
+        .iter()
+        .map(|c| ((c.meta().namespace.as_str(), c.meta().name.as_str()), c))
+        .collect();
+    objects
+        .iter()
+        .filter_map(|object| {
+            let key = (object.meta.namespace.as_str(), object.meta.name.as_str());
+            let same = before.get(&key).filter(|c| {
+                c.meta().creation_timestamp == object.meta.creation_timestamp
+                    && (Arc::ptr_eq(c.spec(), &object.spec) || **c.spec() == *object.spec)
+            });
+            match same {
+                Some(compiled) => Some(Arc::clone(compiled)),
+                None => compile(object).map(Arc::new),
+            }
+        })
+        .collect()
+}
+
+impl Context {
+    /// Whether objects compiled with the other context can be kept.
+    pub(super) fn keeps(&self, other: &Context) -> bool {
+        self == other
+    }
+}

@@ -1,0 +1,198 @@
+//! Everything Pilot knows at one moment, indexed, immutable.
+//!
+//! Written once by [`Snapshot::build`], published whole, read by everybody. Its parts sit behind their own `Arc`s: a part
+//! whose input is the same `Arc` as before is the previous snapshot's. An endpoint change therefore touches no
+//! index at all; a config change recompiles the changed objects; a service change re-sorts the services.
+
+mod change;
+mod config;
+mod rules;
+mod scope;
+mod services;
+mod settings;
+
+use std::{net::IpAddr, sync::Arc};
+
+use ahash::AHashMap;
+use mesh_config::{Configs, MeshConfig};
+
+pub use self::{
+    change::{Affected, ChangeSet},
+    config::ConfigIndex,
+    rules::{MergedRule, RuleIndex},
+    scope::{Scope, ScopeKey},
+    services::ServiceIndex,
+    settings::{AccessLogSettings, Settings},
+};
+use crate::{
+    Options,
+    model::{
+        EndpointMap, Labels, Proxy, Service, ServiceEndpoints, ServiceKey, Workload, WorkloadMap,
+    },
+    report::Report,
+};
+
+/// What a snapshot is made of. Every part is shared: to change one, clone the map behind it (a pointer per entry),
+/// change the clone, and put a new `Arc` here.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// Mesh config.
+    pub mesh: Arc<MeshConfig>,
+    /// Pilot's switches.
+    pub options: Arc<Options>,
+    /// Config objects.
+    pub configs: Arc<Configs>,
+    /// Services of all registries but ServiceEntries, which are config.
+    pub services: Arc<AHashMap<ServiceKey, Arc<Service>>>,
+    /// Endpoints of these services.
+    pub endpoints: Arc<EndpointMap>,
+    /// Workloads by address.
+    pub workloads: Arc<WorkloadMap>,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    inputs: Inputs,
+    settings: Arc<Settings>,
+    config: Arc<ConfigIndex>,
+    services: Arc<ServiceIndex>,
+    external: Arc<EndpointMap>,
+}
+
+impl Snapshot {
+    /// Builds a snapshot; `previous` is only read to take over what did not change.
+    pub fn build(inputs: &Inputs, previous: Option<&Snapshot>) -> Snapshot {
+        let same_settings = previous.filter(|p| {
+            Arc::ptr_eq(&p.inputs.mesh, &inputs.mesh)
+                && Arc::ptr_eq(&p.inputs.options, &inputs.options)
+        });
+        let settings = match same_settings {
+            Some(p) => p.settings.clone(),
+            None => {
+                let settings = Settings::new(&inputs.mesh, &inputs.options);
+                match previous.filter(|p| *p.settings == settings) {
+                    Some(p) => p.settings.clone(),
+                    None => Arc::new(settings),
+                }
+            }
+        };
+        let comparable = previous.filter(|p| {
+            p.settings.compile.keeps(&settings.compile)
+                && p.settings.root_namespace == settings.root_namespace
+        });
+        let config = match comparable.filter(|p| Arc::ptr_eq(&p.inputs.configs, &inputs.configs)) {
+            Some(p) => p.config.clone(),
+            None => Arc::new(ConfigIndex::new(
+                &inputs.configs,
+                &settings,
+                comparable.map(|p| &*p.config),
+            )),
+        };
+        let same_entries =
+            previous.filter(|p| same_list(&p.config.service_entries, &config.service_entries));
+        let services =
+            match same_entries.filter(|p| Arc::ptr_eq(&p.inputs.services, &inputs.services)) {
+                Some(p) => p.services.clone(),
+                None => {
+                    let external = config
+                        .service_entries
+                        .iter()
+                        .flat_map(|e| e.services.iter().cloned());
+                    Arc::new(ServiceIndex::new(
+                        inputs.services.values().cloned().chain(external),
+                    ))
+                }
+            };
+        let external = match same_entries {
+            Some(p) => p.external.clone(),
+            None => Arc::new(external_endpoints(&config, previous.map(|p| &*p.external))),
+        };
+        Snapshot {
+            inputs: inputs.clone(),
+            settings,
+            config,
+            services,
+            external,
+        }
+    }
+
+    /// Parsed mesh settings.
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Compiled config.
+    pub fn config(&self) -> &ConfigIndex {
+        &self.config
+    }
+
+    /// Services.
+    pub fn services(&self) -> &ServiceIndex {
+        &self.services
+    }
+
+    /// What it was built from.
+    pub fn inputs(&self) -> &Inputs {
+        &self.inputs
+    }
+
+    /// Config that could not be used, and duplicates in it: independent of any proxy.
+    pub fn report(&self) -> &Report {
+        &self.config.report
+    }
+
+    /// Endpoint sets of a service: of its registry, and of ServiceEntries of the same host and namespace.
+    pub fn endpoints(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<ServiceEndpoints>> {
+        self.inputs
+            .endpoints
+            .get(key)
+            .into_iter()
+            .chain(self.external.get(key))
+    }
+
+    /// The workload of an address.
+    pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.inputs.workloads.get(&ip)
+    }
+
+    /// The workload of a proxy, by the first of its addresses that is known.
+    pub fn workload_of(&self, proxy: &Proxy) -> Option<&Arc<Workload>> {
+        proxy.ips.iter().find_map(|ip| self.workload(*ip))
+    }
+
+    /// Labels of a proxy: what it told itself, else what the registry knows.
+    pub fn labels_of(&self, proxy: &Proxy) -> Arc<Labels> {
+        proxy
+            .labels
+            .clone()
+            .or_else(|| self.workload_of(proxy).map(|w| w.labels.clone()))
+            .unwrap_or_default()
+    }
+}
+
+fn same_list<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+}
+
+/// Endpoints of ServiceEntries; entries of one host and namespace are joined. Equal sets keep their identity.
+fn external_endpoints(config: &ConfigIndex, previous: Option<&EndpointMap>) -> EndpointMap {
+    let mut joined: AHashMap<ServiceKey, Vec<_>> = AHashMap::new();
+    for (key, endpoints) in config.service_entries.iter().flat_map(|e| &e.endpoints) {
+        joined
+            .entry(key.clone())
+            .or_default()
+            .extend(endpoints.iter().cloned());
+    }
+    joined
+        .into_iter()
+        .map(|(key, list)| {
+            let set = ServiceEndpoints::new(list);
+            let before = previous
+                .and_then(|p| p.get(&key))
+                .filter(|before| ***before == set);
+            let set = before.cloned().unwrap_or_else(|| Arc::new(set));
+            (key, set)
+        })
+        .collect()
+}

@@ -1,0 +1,81 @@
+//! Snapshots share what did not change, and say what did.
+
+use std::sync::Arc;
+
+use pilot_generate::{ChangeSet, Scope, Snapshot, model::ServiceEndpoints};
+
+use crate::fixture::{Fixture, context};
+
+fn base() -> Fixture {
+    Fixture::parse(include_str!("../../testdata/in/bookinfo.yaml"))
+}
+
+fn vs(host: &str, rest: &str) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {{name: extra, namespace: default}}\nspec: {{hosts: [{host}], http: [{{route: [{{destination: {{host: {host}}}}}]{rest}}}]}}\n"
+    )
+}
+
+#[test]
+fn an_endpoint_change_touches_its_assignments_only() {
+    let fixture = base();
+    let before = Arc::new(Snapshot::build(&fixture.inputs, None));
+    let mut inputs = fixture.inputs.clone();
+    let key = context().key("reviews", "default");
+    let mut map = (*inputs.endpoints).clone();
+    let fewer = map[&key].endpoints[1..].to_vec();
+    map.insert(key, Arc::new(ServiceEndpoints::new(fewer)));
+    inputs.endpoints = Arc::new(map);
+    let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
+
+    assert!(
+        std::ptr::eq(before.config(), after.config())
+            && std::ptr::eq(before.services(), after.services())
+    );
+    let change = ChangeSet::between(&before, &after);
+    assert!(change.endpoints_only() && !change.is_empty());
+    assert!(change.touches_endpoints("outbound|9080||reviews.default.svc.cluster.local"));
+    assert!(change.touches_endpoints("outbound|9080|v1|reviews.default.svc.cluster.local"));
+    assert!(!change.touches_endpoints("outbound|9080||ratings.default.svc.cluster.local"));
+    let scope = Scope::of(&after, &fixture.proxies[0]);
+    assert!(!change.touches_route(&scope, "9080"));
+    assert!(!change.touches_proxy(&after, &fixture.proxies[0]));
+}
+
+#[test]
+fn a_route_change_touches_the_ports_of_its_hosts() {
+    let text = include_str!("../../testdata/in/bookinfo.yaml");
+    let fixture = Fixture::parse(&format!("{text}{}", vs("ratings", "")));
+    let changed = Fixture::parse(&format!("{text}{}", vs("ratings", ", timeout: 2s")));
+    let before = Arc::new(Snapshot::build(&fixture.inputs, None));
+    let mut inputs = fixture.inputs.clone();
+    inputs.configs = changed.inputs.configs.clone();
+    let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
+
+    // Equal objects keep their identity although they were parsed anew.
+    let same = |i: usize| {
+        Arc::ptr_eq(
+            &before.config().virtual_services[i],
+            &after.config().virtual_services[i],
+        )
+    };
+    let kept = (0..before.config().virtual_services.len())
+        .filter(|i| same(*i))
+        .count();
+    assert_eq!(kept, before.config().virtual_services.len() - 1);
+
+    let change = ChangeSet::between(&before, &after);
+    let affected = change.affected();
+    assert!(affected.routes && !affected.clusters && !affected.endpoints && !affected.listeners);
+    let scope = Scope::of(&after, &fixture.proxies[0]);
+    assert!(change.touches_route(&scope, "9080") && !change.touches_route(&scope, "7070"));
+    assert!(!change.touches_cluster("outbound|9080||ratings.default.svc.cluster.local"));
+}
+
+#[test]
+fn nothing_changed_means_nothing_touched() {
+    let fixture = base();
+    let before = Snapshot::build(&fixture.inputs, None);
+    let after = Snapshot::build(&fixture.inputs, Some(&before));
+    assert!(ChangeSet::between(&before, &after).is_empty());
+}

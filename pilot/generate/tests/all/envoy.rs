@@ -1,0 +1,85 @@
+//! The real Envoy as a judge: one static bootstrap from everything generated, `--mode validate`.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+
+use crate::{fixture::Output, golden};
+
+pub(crate) struct Envoy(PathBuf);
+
+impl Envoy {
+    /// `None`, with the reason printed, if there is no Envoy on this machine.
+    pub(crate) fn find() -> Option<Envoy> {
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/envoy-1.40.0/envoy");
+        let path = std::env::var_os("ENVOY").map_or(tools, PathBuf::from);
+        if path.is_file() {
+            return Some(Envoy(path));
+        }
+        eprintln!(
+            "SKIPPED: no Envoy at {}; set ENVOY or run `make setup`",
+            path.display()
+        );
+        None
+    }
+
+    pub(crate) fn validate(&self, output: &Output) -> Result<(), String> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("bootstrap.json");
+        std::fs::write(&file, bootstrap(output).to_string()).unwrap();
+        let run = Command::new(&self.0)
+            .args(["--mode", "validate", "-l", "error", "-c"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        if run.status.success() {
+            return Ok(());
+        }
+        Err(format!(
+            "{}{}",
+            String::from_utf8_lossy(&run.stdout),
+            String::from_utf8_lossy(&run.stderr)
+        ))
+    }
+}
+
+/// Clusters and listeners as they are; each route configuration inline in a listener of its own; each load assignment in a
+/// static cluster of its own.
+fn bootstrap(output: &Output) -> Value {
+    let mut clusters = golden::json(&output.clusters);
+    clusters.push(json!({
+        "name": "xds-grpc", "type": "STATIC",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}}}},
+    }));
+    for (i, assignment) in golden::json(&output.endpoints).into_iter().enumerate() {
+        clusters.push(json!({"name": format!("assignment-{i}"), "type": "STATIC", "load_assignment": assignment}));
+    }
+    let mut listeners = golden::json(&output.listeners);
+    for (i, routes) in golden::json(&output.routes).into_iter().enumerate() {
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": "routes", "route_config": routes,
+            "http_filters": [
+                {"name": "envoy.filters.http.cors", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors"}},
+                {"name": "envoy.filters.http.fault", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault"}},
+                {"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}},
+            ],
+        });
+        listeners.push(json!({
+            "name": format!("routes-{i}"),
+            "address": {"socket_address": {"address": format!("127.77.{}.{}", i / 250, i % 250 + 1), "port_value": 1}},
+            "filter_chains": [{"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}],
+        }));
+    }
+    json!({
+        "node": {"id": "sidecar~10.0.0.1~test.test~test.svc.cluster.local", "cluster": "test"},
+        "dynamic_resources": {"ads_config": {"api_type": "GRPC", "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}]}},
+        "static_resources": {"clusters": clusters, "listeners": listeners},
+    })
+}
