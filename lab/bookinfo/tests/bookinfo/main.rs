@@ -1,0 +1,5 @@
+//! Bookinfo over loopback, and its manifests.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod manifests;
+mod services;
