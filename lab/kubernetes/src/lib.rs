@@ -12,6 +12,33 @@
 //! event is a concatenation of bytes. Watchers are cursors into a bounded ring of events, so that a
 //! client that never reads costs nothing and is told 410 when it comes back too late.
 
+mod admission;
+mod auth;
+mod bootstrap;
+mod convert;
+mod crd;
+mod defaults;
+mod discovery;
+mod json;
+pub mod kubelet;
+mod metrics;
+mod negotiate;
+mod openapi;
+mod patch;
+mod pki;
+mod protobuf;
+mod registry;
+mod request;
+mod rest;
+mod selector;
+mod server;
+mod status;
+mod store;
+mod stream;
+mod table;
+mod typed;
+mod validate;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +47,7 @@ use ipnet::Ipv4Net;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub mod kubelet;
+use crate::server::Server;
 
 pub use kubelet::{
     AsyncReadWrite, ContainerUsage, ExecOptions, ExecSession, ExitStatus, Kubelet, KubeletError,
@@ -87,42 +114,75 @@ pub enum Error {
 /// The running API server. Cheap to clone; the store lives as long as any clone.
 #[derive(Clone)]
 pub struct ApiServer {
-    _private: Arc<()>,
+    server: Arc<Server>,
 }
 
 impl ApiServer {
     /// Opens (or creates) the store and the PKI and starts the writer. Needs a Tokio runtime.
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let _ = config;
-        Err(Error::Store("not built yet".to_owned()))
+        Ok(Self {
+            server: Server::open(config).await?,
+        })
     }
 
     /// A client in this process: no socket, no TLS, same code path. `user` is the identity requests
-    /// carry; its groups are `system:masters` and `system:authenticated`
-    /// (for `system:serviceaccount:NS:NAME` the service-account groups).
+    /// carry; it may do everything (`system:masters`), and a name of the form
+    /// `system:serviceaccount:NS:NAME` also carries the service-account groups.
     pub fn client(&self, user: &str) -> kube::Client {
-        let _ = user;
-        unreachable!("not built yet")
+        let router = self.server.router();
+        let identity = auth::InProcess(auth::Identity::trusted(user));
+        let agent = http::HeaderValue::from_str(user.rsplit(':').next().unwrap_or(user)).ok();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let mut request = request.map(axum::body::Body::new);
+            request.extensions_mut().insert(identity.clone());
+            if let Some(agent) = &agent {
+                request
+                    .headers_mut()
+                    .entry(http::header::USER_AGENT)
+                    .or_insert_with(|| agent.clone());
+            }
+            tower::ServiceExt::oneshot(router.clone(), request)
+        });
+        kube::Client::new(service, "default")
     }
 
     /// Serves HTTPS on `listener` until `shutdown` fires; may be called for several listeners.
-    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
-        let _ = (listener, shutdown);
+    /// Returns after open requests have ended or a short grace has passed.
+    pub async fn serve(
+        &self,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> Result<(), Error> {
+        self.server.clone().serve(listener, shutdown).await
     }
 
     /// The node that answers logs, exec, port-forward and metrics.
     pub fn set_kubelet(&self, kubelet: Arc<dyn Kubelet>) {
-        let _ = kubelet;
+        self.server.set_kubelet(kubelet);
     }
 
     /// A kubeconfig with the admin's client certificate for a server at `address`.
     pub fn admin_kubeconfig(&self, address: SocketAddr) -> String {
-        let _ = address;
-        String::new()
+        self.server.pki.kubeconfig(&format!("https://{address}"))
     }
 
     /// The CA certificate (PEM) that clients must trust; content of `kube-root-ca.crt`.
     pub fn ca_certificate(&self) -> &str {
-        ""
+        &self.server.pki.ca_pem
+    }
+
+    /// Ends all watches and log streams, so that their clients reconnect; used before a stop.
+    pub fn stop(&self) {
+        self.server.stop.cancel();
+    }
+
+    /// Forgets the watch history of all resources, as a compaction does: watchers that fell behind
+    /// get 410 and list again. For tests and failure experiments.
+    pub fn compact(&self) {
+        for resource in self.server.registry.snapshot().all() {
+            if let Some(collection) = &resource.collection {
+                collection.compact();
+            }
+        }
     }
 }
