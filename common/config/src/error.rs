@@ -47,6 +47,17 @@ impl ConfigError {
         self
     }
 
+    /// What the error is about, without the line: the same for all errors of one object of one file.
+    pub fn place_without_line(&self) -> String {
+        let named = self.place.name.is_some();
+        Place {
+            // Without a name, only the line tells documents apart.
+            line: self.place.line.filter(|_| !named),
+            ..self.place.clone()
+        }
+        .to_string()
+    }
+
     /// The kind, if it is one of ours.
     pub fn config_kind(&self) -> Option<ConfigKind> {
         let kind = self.place.kind.as_deref()?;

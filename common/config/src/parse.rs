@@ -95,6 +95,31 @@ pub fn from_json(value: Value) -> Result<TypedObject, Vec<ConfigError>> {
     }
 }
 
+/// Reads the spec of an object whose metadata is known already, and validates it.
+pub fn from_parts(meta: Meta, mut spec: Value) -> Result<TypedObject, Vec<ConfigError>> {
+    let place = Place {
+        kind: Some(meta.kind.to_string()),
+        namespace: Some(meta.namespace.clone()),
+        name: Some(meta.name.clone()),
+        ..Place::default()
+    };
+    if spec.is_null() {
+        spec = Value::Object(serde_json::Map::new());
+    }
+    without_nulls(&mut spec, meta.kind == ConfigKind::EnvoyFilter);
+    let problems = match read_spec(meta.kind, meta, spec) {
+        Ok(object) => match validate::object(&object) {
+            problems if problems.is_empty() => return Ok(object),
+            problems => problems,
+        },
+        Err(problems) => problems,
+    };
+    Err(problems
+        .into_iter()
+        .map(|p| p.into_error(place.clone()))
+        .collect())
+}
+
 struct Reader<'a> {
     options: Options<'a>,
     check: fn(&TypedObject) -> Vec<FieldError>,
@@ -203,8 +228,12 @@ fn read(mut value: Value, default_namespace: &str) -> Result<TypedObject, Refusa
         );
     }
     let kind = config_kind(&value)?;
-    let raw: RawMeta = serde_path_to_error::deserialize(value["metadata"].take())
-        .map_err(|e| FieldError::new(&root.key("metadata").join(e.path()), readable(e.inner())))?;
+    let raw: RawMeta = match value["metadata"].take() {
+        Value::Null => RawMeta::default(),
+        metadata => serde_path_to_error::deserialize(metadata).map_err(|e| {
+            FieldError::new(&root.key("metadata").join(e.path()), readable(e.inner()))
+        })?,
+    };
     let meta = read_meta(kind, raw, default_namespace)?;
     let mut spec = value["spec"].take();
     if spec.is_null() {

@@ -16,3 +16,6 @@ pub use proto_wellknown::Duration;
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/modules.rs"));
 }
+
+#[cfg(test)]
+mod tests;

@@ -66,16 +66,6 @@ pub(crate) fn host_within(inner: &str, outer: &str) -> bool {
 pub(crate) const HOST_ACCEPTED: &str =
     "a DNS name such as reviews, reviews.prod.svc.cluster.local or *.example.com";
 
-pub(crate) fn fqdn(p: &mut Problems, path: &FieldPath, text: &str) {
-    if !is_fqdn(text) {
-        p.add_accepting(
-            path,
-            format!("{text:?} is not a DNS name"),
-            "a DNS name such as api.example.com",
-        );
-    }
-}
-
 pub(crate) fn wildcard_domain(p: &mut Problems, path: &FieldPath, text: &str) {
     if !is_wildcard_domain(text) {
         p.add_accepting(path, format!("{text:?} is not a DNS name"), HOST_ACCEPTED);
@@ -287,6 +277,25 @@ pub(crate) fn protocol(p: &mut Problems, path: &FieldPath, text: &str) {
 pub(crate) fn optional_protocol(p: &mut Problems, path: &FieldPath, text: &str) {
     if !text.is_empty() {
         protocol(p, path, text);
+    }
+}
+
+/// A regular expression as Envoy's RE2 reads it.
+pub(crate) fn regex(p: &mut Problems, path: &FieldPath, text: &str) {
+    // Same syntax and size bound in spirit: RE2 has neither look-around nor back-references, and nor has this crate.
+    let built = regex::RegexBuilder::new(text).size_limit(1 << 20).build();
+    if let Err(error) = built {
+        let reason = error.to_string();
+        let reason = reason
+            .lines()
+            .last()
+            .unwrap_or_default()
+            .trim_start_matches("error: ");
+        p.add_accepting(
+            path,
+            format!("{text:?} is not a regular expression: {reason}"),
+            "RE2 syntax",
+        );
     }
 }
 

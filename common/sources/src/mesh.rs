@@ -1,0 +1,254 @@
+//! Mesh settings from a file or from a ConfigMap, kept current.
+//!
+//! Written by the task that runs the source; readers hold a `watch` receiver. What cannot be read or is invalid changes
+//! nothing: the settings in use stay, and the reason is shown. A ConfigMap that does not exist (any more), or a file
+//! that never was, means Istio's defaults.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use mesh_config::MeshConfig;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::files;
+use crate::kubernetes::{RETRY_MAX, RETRY_MIN, backoff, chain};
+
+/// A file is looked at this often even without a notification.
+const POLL: Duration = Duration::from_secs(10);
+/// Quiet time after a change of the file.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Where mesh settings are.
+#[derive(Clone)]
+#[allow(missing_debug_implementations)] // kube::Client has none.
+pub enum MeshLocation {
+    /// A YAML file.
+    File(PathBuf),
+    /// A key of a ConfigMap.
+    ConfigMap {
+        /// How to reach the API.
+        client: kube::Client,
+        /// Namespace of the ConfigMap.
+        namespace: String,
+        /// Its name; Istio's is `istio`.
+        name: String,
+        /// The key; Istio's is `mesh`.
+        key: String,
+    },
+}
+
+/// How reading mesh settings goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeshStatus {
+    /// Whether it is known what the settings are (or that there are none).
+    pub synced: bool,
+    /// Why the newest text is not in use, or the source cannot be reached.
+    pub error: Option<String>,
+}
+
+/// Mesh settings, kept current.
+#[derive(Debug)]
+pub struct MeshSource {
+    sender: watch::Sender<Arc<MeshConfig>>,
+    status: Mutex<MeshStatus>,
+}
+
+impl Default for MeshSource {
+    fn default() -> Self {
+        Self {
+            sender: watch::Sender::new(Arc::default()),
+            status: Mutex::default(),
+        }
+    }
+}
+
+impl MeshSource {
+    /// A source with Istio's defaults, until it runs.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The settings, now and later. They are the defaults before the source has synced.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<MeshConfig>> {
+        self.sender.subscribe()
+    }
+
+    /// How it goes.
+    pub fn status(&self) -> MeshStatus {
+        self.status.lock().clone()
+    }
+
+    /// Reads and publishes until `shutdown`. Run once.
+    pub async fn run(self: Arc<Self>, location: MeshLocation, shutdown: CancellationToken) {
+        let reading = async {
+            match location {
+                MeshLocation::File(path) => self.follow_file(&path).await,
+                MeshLocation::ConfigMap {
+                    client,
+                    namespace,
+                    name,
+                    key,
+                } => {
+                    let api = Api::namespaced(client, &namespace);
+                    self.follow_config_map(api, &name, &key).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = reading => {}
+        }
+    }
+
+    async fn follow_file(&self, path: &Path) {
+        let (sender, mut changes) = mpsc::channel(1);
+        // The folder, not the file: a mounted ConfigMap changes by replacing links beside the file.
+        let folder = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        let mut watcher = None;
+        loop {
+            if watcher.is_none() {
+                watcher = files::watch(folder, sender.clone());
+            }
+            let owned = path.to_path_buf();
+            match tokio::task::spawn_blocking(move || files::load(&owned)).await {
+                Ok(Ok(text)) => self.take(Some(&text), &path.display().to_string()),
+                Ok(Err(error))
+                    if error.kind() == std::io::ErrorKind::NotFound && !self.status().synced =>
+                {
+                    tracing::info!(file = %path.display(), "no mesh settings there; Istio's defaults apply");
+                    self.take(None, "");
+                }
+                Ok(Err(error)) => self.fail(format!("{}: {error}", path.display())),
+                Err(error) => self.fail(format!("{}: {error}", path.display())),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(POLL) => {}
+                _ = changes.recv() => files::settle(&mut changes, SETTLE).await,
+            }
+        }
+    }
+
+    async fn follow_config_map(&self, api: Api<ConfigMap>, name: &str, key: &str) {
+        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
+        let mut events = watcher::watcher(api, config)
+            .backoff(backoff(RETRY_MIN, RETRY_MAX))
+            .boxed();
+        let mut listed = None;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(Event::Init) => listed = None,
+                Ok(Event::InitApply(map)) => listed = Some(map),
+                Ok(Event::InitDone) => self.take_map(listed.take(), name, key),
+                Ok(Event::Apply(map)) => self.take_map(Some(map), name, key),
+                Ok(Event::Delete(_)) => self.take_map(None, name, key),
+                Err(error) => self.fail(format!("ConfigMap {name}: {}", chain(&error))),
+            }
+        }
+    }
+
+    fn take_map(&self, map: Option<ConfigMap>, name: &str, key: &str) {
+        let text = map
+            .and_then(|m| m.data)
+            .and_then(|mut data| data.remove(key));
+        if text.is_none() {
+            tracing::info!(
+                config_map = name,
+                key,
+                "no mesh settings there; Istio's defaults apply"
+            );
+        }
+        self.take(text.as_deref(), &format!("ConfigMap {name}, key {key}"));
+    }
+
+    fn take(&self, text: Option<&str>, place: &str) {
+        let mesh = match text.map_or(Ok(MeshConfig::default()), |text| {
+            MeshConfig::from_yaml(text, place)
+        }) {
+            Ok(mesh) => mesh,
+            Err(errors) => {
+                let reasons: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                // Known, if wrong: waiting for better would keep the mesh down.
+                self.status.lock().synced = true;
+                self.fail(reasons.join(" | "));
+                return;
+            }
+        };
+        let mut status = self.status.lock();
+        status.synced = true;
+        status.error = None;
+        drop(status);
+        self.sender.send_if_modified(|current| {
+            let changed = **current != mesh;
+            if changed {
+                tracing::info!(place, "mesh settings changed");
+                *current = Arc::new(mesh);
+            }
+            changed
+        });
+    }
+
+    fn fail(&self, error: String) {
+        let mut status = self.status.lock();
+        if status.error.as_ref() != Some(&error) {
+            tracing::warn!(%error, "mesh settings are not as written; those in use stay");
+        }
+        status.error = Some(error);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_followed_and_a_broken_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mesh");
+        std::fs::write(&path, "trustDomain: one\n").unwrap();
+        let source = MeshSource::new();
+        let mut mesh = source.subscribe();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(
+            Arc::clone(&source).run(MeshLocation::File(path.clone()), shutdown.clone()),
+        );
+        mesh.wait_for(|m| m.trust_domain == "one").await.unwrap();
+        assert_eq!(
+            source.status(),
+            MeshStatus {
+                synced: true,
+                error: None
+            }
+        );
+
+        std::fs::write(&path, "trustDomain: two\nconnectTimout: 1s\n").unwrap();
+        let wait = async {
+            while source.status().error.is_none() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .unwrap();
+        assert!(source.status().error.unwrap().contains("connectTimout"));
+        assert_eq!(mesh.borrow().trust_domain, "one");
+
+        std::fs::write(&path, "trustDomain: three\n").unwrap();
+        mesh.wait_for(|m| m.trust_domain == "three").await.unwrap();
+        assert_eq!(source.status().error, None);
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+}
