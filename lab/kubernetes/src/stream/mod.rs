@@ -3,6 +3,7 @@
 pub(crate) mod exec;
 pub(crate) mod log;
 pub(crate) mod portforward;
+mod spdy;
 
 use std::sync::Arc;
 
