@@ -50,27 +50,24 @@ pub(crate) enum Item {
 /// The body; ends with the trailers of [`Item::End`].
 pub(crate) struct ResponseBody {
     items: mpsc::Receiver<Item>,
+    chunks: std::vec::IntoIter<Bytes>,
     current: Bytes,
-    after: Bytes,
     progress: Arc<Progress>,
     ended: bool,
 }
 
 impl ResponseBody {
     pub(crate) fn new(items: mpsc::Receiver<Item>, progress: Arc<Progress>) -> Self {
-        Self { items, current: Bytes::new(), after: Bytes::new(), progress, ended: false }
+        Self { items, chunks: Vec::new().into_iter(), current: Bytes::new(), progress, ended: false }
     }
 
     fn slice(&mut self) -> Option<Bytes> {
         if self.current.is_empty() {
-            self.current = std::mem::take(&mut self.after);
-        }
-        if self.current.is_empty() {
-            return None;
+            self.current = self.chunks.next()?;
         }
         let slice = self.current.split_to(self.current.len().min(SLICE));
         self.progress.taken.fetch_add(1, Ordering::Relaxed);
-        if self.current.is_empty() && self.after.is_empty() {
+        if self.current.is_empty() && self.chunks.len() == 0 {
             self.progress.messages.fetch_add(1, Ordering::Relaxed);
         }
         Some(slice)
@@ -93,8 +90,7 @@ impl Body for ResponseBody {
         }
         let item = ready!(self.items.poll_recv(cx));
         if let Some(Item::Message(message)) = item {
-            self.current = message.head;
-            self.after = message.run;
+            self.chunks = message.chunks.into_iter();
             return Poll::Ready(self.slice().map(|slice| Ok(Frame::data(slice))));
         }
         let status = match item {

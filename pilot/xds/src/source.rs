@@ -41,7 +41,7 @@ pub trait ResourceSource: Send + Sync + 'static {
     /// An immutable snapshot of everything.
     type World: Send + Sync + 'static;
     /// What distinguishes two worlds.
-    type Change: Change;
+    type Change: Send + Sync + 'static;
     /// What is known of one connected proxy.
     type Proxy: Send + Sync + 'static;
 

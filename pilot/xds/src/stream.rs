@@ -319,7 +319,7 @@ impl<S: ResourceSource> Stream<S> {
         };
         let message =
             self.engine.assembler.message(self.variant, ty, &head, &payload.resources);
-        let bytes = (message.head.len() + message.run.len()) as u64;
+        let bytes = message.len() as u64;
         tracing::debug!(
             client = self.entry.client.id,
             ty = ty.short(),

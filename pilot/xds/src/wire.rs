@@ -1,10 +1,11 @@
 //! Responses on the wire, assembled from shared bytes.
 //!
 //! A `DiscoveryResponse` is a few small fields that differ per client (nonce, version) and the resources, which mostly do
-//! not. Protobuf lets fields come in any order, so a response here is two chunks: a private head (gRPC frame header,
-//! version, type URL, nonce) and the run of encoded `resources` fields. Large runs are remembered weakly by what they
-//! hold: while one client's run is still being written, another client that needs the same one borrows it. A hundred
-//! proxies that are sent the same thousand clusters so cost one copy of them, not a hundred.
+//! not. Protobuf lets fields come in any order, so a response here is a private head (gRPC frame header, version, type URL,
+//! nonce) and runs of encoded `resources` fields. A long list is cut into runs at places that depend on the names alone,
+//! and each run is remembered weakly by what it holds: while one client's run is still being written, another client
+//! that needs the same one borrows it. A hundred proxies that are sent the same thousand clusters so cost one copy of
+//! them, and a proxy with a few clusters of its own shares all runs but those.
 //!
 //! Cost: a run is one pass of copying over its resources; a borrowed run is one hash over their names and versions.
 
@@ -27,7 +28,10 @@ pub enum Variant {
 }
 
 /// Runs smaller than this are cheaper to copy than to look up.
-const SHARE_FROM: usize = 16 * 1024;
+const SHARE_FROM: usize = 8 * 1024;
+
+/// A run ends after a name whose hash has these bits clear: every 64th name or so.
+const CUT: u64 = 63;
 
 /// The per-client part of a response.
 pub(crate) struct Head<'a> {
@@ -42,8 +46,13 @@ pub(crate) struct Head<'a> {
 /// One gRPC message, ready to be written.
 #[derive(Debug)]
 pub(crate) struct Message {
-    pub(crate) head: Bytes,
-    pub(crate) run: Bytes,
+    pub(crate) chunks: Vec<Bytes>,
+}
+
+impl Message {
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
 }
 
 /// Assembles responses; shared by all streams of a server.
@@ -73,7 +82,6 @@ impl Assembler {
         head: &Head<'_>,
         resources: &[Resource],
     ) -> Message {
-        let run = self.run(variant, ty, resources);
         let mut buffer = BytesMut::with_capacity(256);
         buffer.put_bytes(0, 5);
         put_str(&mut buffer, 1, head.version);
@@ -92,34 +100,65 @@ impl Assembler {
             put_len(&mut buffer, control_plane, str_len(1, head.identifier));
             put_str(&mut buffer, 1, head.identifier);
         }
-        let length = buffer.len() - 5 + run.len();
+        let mut chunks = Vec::new();
+        for run in runs(resources) {
+            let size: usize = run.iter().map(|r| field_len(variant, ty, r)).sum();
+            if size < SHARE_FROM {
+                buffer.reserve(size);
+                encode_run(&mut buffer, variant, ty, run);
+            } else {
+                chunks.push(buffer.split().freeze());
+                chunks.push(self.shared(variant, ty, run, size));
+            }
+        }
+        chunks.push(buffer.freeze());
+        chunks.retain(|chunk| !chunk.is_empty());
         // A message past 4 GiB cannot be framed; resources that large do not exist, and the client would refuse it.
+        let length: usize = chunks.iter().map(Bytes::len).sum::<usize>() - 5;
         let length = u32::try_from(length).unwrap_or(u32::MAX);
-        buffer[1..5].copy_from_slice(&length.to_be_bytes());
-        Message { head: buffer.freeze(), run }
+        if let Some(head) = chunks.first_mut() {
+            // The head is ours alone, so this is no copy.
+            let mut first = BytesMut::from(std::mem::take(head));
+            first[1..5].copy_from_slice(&length.to_be_bytes());
+            *head = first.freeze();
+        }
+        Message { chunks }
     }
 
-    fn run(&self, variant: Variant, ty: ResourceType, resources: &[Resource]) -> Bytes {
-        let size: usize = resources.iter().map(|r| field_len(variant, ty, r)).sum();
-        if size < SHARE_FROM {
-            return encode_run(variant, ty, resources, size).into();
-        }
-        let key = self.hasher.hash_one((
-            variant,
-            ty,
-            size,
-            HashedSlice(resources),
-        ));
+    fn shared(
+        &self,
+        variant: Variant,
+        ty: ResourceType,
+        resources: &[Resource],
+        size: usize,
+    ) -> Bytes {
+        let key = self.hasher.hash_one((variant, ty, size, HashedSlice(resources)));
         if let Some(run) = self.runs.lock().get(&key).and_then(Weak::upgrade) {
             return Bytes::from_owner(RunOwner(run));
         }
-        let run = Arc::new(SharedRun(encode_run(variant, ty, resources, size)));
+        let mut buffer = Vec::with_capacity(size);
+        encode_run(&mut buffer, variant, ty, resources);
+        debug_assert_eq!(buffer.len(), size, "the length was computed for another encoding");
+        let run = Arc::new(SharedRun(buffer));
         let mut runs = self.runs.lock();
-        runs.retain(|_, run| run.strong_count() > 0);
+        if runs.len() >= runs.capacity() {
+            // Before the table grows, drop what nobody writes any more.
+            runs.retain(|_, run| run.strong_count() > 0);
+        }
         runs.insert(key, Arc::downgrade(&run));
         drop(runs);
         Bytes::from_owner(RunOwner(run))
     }
+}
+
+/// Cuts a list into runs. Where it is cut depends on single names only, so two lists that differ in a few resources have
+/// most runs in common.
+fn runs(resources: &[Resource]) -> impl Iterator<Item = &[Resource]> {
+    resources.split_inclusive(|resource| {
+        let mut hasher = std::hash::DefaultHasher::new();
+        std::hash::Hasher::write(&mut hasher, resource.name.as_bytes());
+        std::hash::Hasher::finish(&hasher) & CUT == 0
+    })
 }
 
 struct HashedSlice<'a>(&'a [Resource]);
@@ -133,21 +172,23 @@ impl std::hash::Hash for HashedSlice<'_> {
     }
 }
 
-fn encode_run(variant: Variant, ty: ResourceType, resources: &[Resource], size: usize) -> Vec<u8> {
-    let mut buffer = Vec::with_capacity(size);
+fn encode_run(
+    buffer: &mut impl bytes::BufMut,
+    variant: Variant,
+    ty: ResourceType,
+    resources: &[Resource],
+) {
     for resource in resources {
         match variant {
-            Variant::Sotw => put_any(&mut buffer, ty, &resource.body),
+            Variant::Sotw => put_any(buffer, ty, &resource.body),
             Variant::Delta => {
-                put_len(&mut buffer, 2, delta_len(ty, resource));
-                put_str(&mut buffer, 1, &resource.version.to_string());
-                put_any(&mut buffer, ty, &resource.body);
-                put_str(&mut buffer, 3, &resource.name);
+                put_len(buffer, 2, delta_len(ty, resource));
+                put_str(buffer, 1, &resource.version.to_string());
+                put_any(buffer, ty, &resource.body);
+                put_str(buffer, 3, &resource.name);
             }
         }
     }
-    debug_assert_eq!(buffer.len(), size, "the length was computed for another encoding");
-    buffer
 }
 
 /// The length of one `resources` field, key and length included.
@@ -203,12 +244,11 @@ mod tests {
     use envoy_types::pb::envoy::service::discovery::v3::{
         DeltaDiscoveryResponse, DiscoveryResponse,
     };
-    use prost::Message as _;
 
     use super::*;
 
     fn decode<M: prost::Message + Default>(message: &Message) -> M {
-        let whole = [&message.head[..], &message.run[..]].concat();
+        let whole = message.chunks.concat();
         assert_eq!(whole[0], 0, "not compressed");
         let length = u32::from_be_bytes(whole[1..5].try_into().unwrap()) as usize;
         assert_eq!(length, whole.len() - 5);
@@ -250,18 +290,43 @@ mod tests {
         assert_eq!(delta.control_plane.unwrap().identifier, "pilot-0");
     }
 
+    fn many(changed: Option<usize>) -> Vec<Resource> {
+        let body = |i| if Some(i) == changed { vec![1u8; 500] } else { vec![0u8; 500] };
+        (0..1000).map(|i| Resource::new(format!("cluster-{i:04}"), body(i))).collect()
+    }
+
+    #[test]
+    fn long_lists_arrive_whole() {
+        let message = Assembler::default().message(
+            Variant::Delta,
+            ResourceType::Cluster,
+            &head(&[]),
+            &many(None),
+        );
+        assert!(message.chunks.len() > 5, "{}", message.chunks.len());
+        let names: Vec<String> =
+            decode::<DeltaDiscoveryResponse>(&message).resources.into_iter().map(|r| r.name).collect();
+        assert_eq!(names, many(None).iter().map(|r| r.name.to_string()).collect::<Vec<_>>());
+    }
+
     #[test]
     fn equal_runs_are_one_allocation_while_in_use() {
         let assembler = Assembler::default();
-        let resources = |fill: u8| vec![Resource::new("a", vec![fill; SHARE_FROM])];
-        let message = |r: &[Resource]| {
-            assembler.message(Variant::Sotw, ResourceType::Cluster, &head(&[]), r)
+        let message = |resources: &[Resource]| {
+            assembler.message(Variant::Sotw, ResourceType::Cluster, &head(&[]), resources)
         };
-        let (first, second, other) = (message(&resources(1)), message(&resources(1)), message(&resources(2)));
-        assert_eq!(first.run.as_ptr(), second.run.as_ptr());
-        assert_ne!(first.run.as_ptr(), other.run.as_ptr());
+        let pointers =
+            |m: &Message| m.chunks.iter().map(|c| c.as_ptr()).collect::<std::collections::HashSet<_>>();
+        let (first, second, other) = (message(&many(None)), message(&many(None)), message(&many(Some(500))));
+        let own = |a: &Message, b: &Message| pointers(a).difference(&pointers(b)).count();
+        assert!(first.len() > 500_000);
+        let short = first.chunks.iter().filter(|c| c.len() < SHARE_FROM).count();
+        assert!(own(&first, &second) <= short, "only heads and short runs are private");
+        assert!(own(&other, &first) <= short + 1, "one run differs");
         drop((first, second, other));
-        let _ = message(&resources(3));
-        assert_eq!(assembler.runs.lock().len(), 1, "runs that nobody writes any more are forgotten");
+        for i in 0..1000 {
+            let _ = message(&many(Some(i)));
+        }
+        assert!(assembler.runs.lock().len() < 200, "runs that nobody writes are forgotten");
     }
 }

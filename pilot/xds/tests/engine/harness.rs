@@ -27,19 +27,19 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming, service::Routes, transport::Channel};
 
-pub use ResourceType::{Cluster, Endpoint, Listener, Route, Secret};
+pub(crate) use ResourceType::{Cluster, Endpoint, Listener, Route, Secret};
 
 /// Resources by type and name.
 #[derive(Clone, Default)]
-pub struct World(pub BTreeMap<ResourceType, BTreeMap<String, Vec<u8>>>);
+pub(crate) struct World(pub BTreeMap<ResourceType, BTreeMap<String, Vec<u8>>>);
 
 impl World {
-    pub fn set(mut self, ty: ResourceType, name: &str, body: &str) -> Self {
+    pub(crate) fn set(mut self, ty: ResourceType, name: &str, body: &str) -> Self {
         self.0.entry(ty).or_default().insert(name.into(), body.into());
         self
     }
 
-    pub fn remove(mut self, ty: ResourceType, name: &str) -> Self {
+    pub(crate) fn remove(mut self, ty: ResourceType, name: &str) -> Self {
         self.0.entry(ty).or_default().remove(name);
         self
     }
@@ -47,7 +47,7 @@ impl World {
 
 /// What was touched, by type.
 #[derive(Clone, Debug, Default)]
-pub struct Delta(pub BTreeMap<ResourceType, BTreeSet<String>>);
+pub(crate) struct Delta(pub BTreeMap<ResourceType, BTreeSet<String>>);
 
 impl Delta {
     fn between(old: &World, new: &World) -> Self {
@@ -78,7 +78,7 @@ impl Change for Delta {
 }
 
 #[derive(Default)]
-pub struct Source;
+pub(crate) struct Source;
 
 impl ResourceSource for Source {
     type World = World;
@@ -125,7 +125,7 @@ impl ResourceSource for Source {
     }
 }
 
-pub struct Server {
+pub(crate) struct Server {
     pub address: SocketAddr,
     pub engine: Arc<Engine<Source>>,
     pub publisher: Publisher<Source>,
@@ -142,14 +142,14 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub async fn start(world: World) -> Self {
+    pub(crate) async fn start(world: World) -> Self {
         let server = Self::start_with(Settings::default(), ServerSettings::default()).await;
         server.publish(world);
         server
     }
 
     /// Without a world so far.
-    pub async fn start_with(settings: Settings, limits: ServerSettings) -> Self {
+    pub(crate) async fn start_with(settings: Settings, limits: ServerSettings) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let publisher = Publisher::default();
@@ -176,7 +176,7 @@ impl Server {
     }
 
     /// Publishes a world and returns its number.
-    pub fn publish(&self, world: World) -> u64 {
+    pub(crate) fn publish(&self, world: World) -> u64 {
         let mut current = self.world.lock();
         let change = Delta::between(&current, &world);
         *current = world.clone();
@@ -184,17 +184,17 @@ impl Server {
     }
 
     /// Publishes the current world with a change made to it.
-    pub fn change(&self, change: impl FnOnce(World) -> World) -> u64 {
+    pub(crate) fn change(&self, change: impl FnOnce(World) -> World) -> u64 {
         let world = self.world.lock().clone();
         self.publish(change(world))
     }
 
     /// Waits until the only client has answered everything of world `number`.
-    pub async fn synced(&self, number: u64) {
+    pub(crate) async fn synced(&self, number: u64) {
         self.until(|| self.engine.clients().list().iter().all(|client| client.synced() == number)).await;
     }
 
-    pub async fn until(&self, condition: impl Fn() -> bool) {
+    pub(crate) async fn until(&self, condition: impl Fn() -> bool) {
         let wait = async {
             while !condition() {
                 tokio::task::yield_now().await;
@@ -203,7 +203,7 @@ impl Server {
         within(wait).await;
     }
 
-    pub fn metrics(&self) -> String {
+    pub(crate) fn metrics(&self) -> String {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
         text
@@ -215,7 +215,7 @@ impl Server {
         AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20)
     }
 
-    pub async fn sotw(&self) -> Sotw {
+    pub(crate) async fn sotw(&self) -> Sotw {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = self.channel().await;
         let responses =
@@ -223,7 +223,7 @@ impl Server {
         Sotw { requests, responses: responses.into_inner(), node: Some(node("sidecar~10.0.0.1~a.b~c")) }
     }
 
-    pub async fn delta(&self) -> DeltaClient {
+    pub(crate) async fn delta(&self) -> DeltaClient {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = self.channel().await;
         let responses =
@@ -236,47 +236,47 @@ impl Server {
     }
 }
 
-pub fn node(id: &str) -> Node {
+pub(crate) fn node(id: &str) -> Node {
     Node { id: id.into(), ..Node::default() }
 }
 
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), future).await.expect("nothing happened for 20 s")
 }
 
-pub struct Sotw {
+pub(crate) struct Sotw {
     pub requests: mpsc::Sender<DiscoveryRequest>,
     pub responses: Streaming<DiscoveryResponse>,
     pub node: Option<Node>,
 }
 
 impl Sotw {
-    pub async fn send(&mut self, request: DiscoveryRequest) {
+    pub(crate) async fn send(&mut self, request: DiscoveryRequest) {
         let request = DiscoveryRequest { node: self.node.take(), ..request };
         self.requests.send(request).await.unwrap();
     }
 
     /// The first request of a type; no names means everything.
-    pub async fn ask(&mut self, ty: ResourceType, names: &[&str]) {
+    pub(crate) async fn ask(&mut self, ty: ResourceType, names: &[&str]) {
         self.send(sotw_request(ty, names)).await;
     }
 
-    pub async fn try_next(&mut self) -> Result<Option<DiscoveryResponse>, Status> {
+    pub(crate) async fn try_next(&mut self) -> Result<Option<DiscoveryResponse>, Status> {
         within(self.responses.message()).await
     }
 
-    pub async fn next(&mut self) -> DiscoveryResponse {
+    pub(crate) async fn next(&mut self) -> DiscoveryResponse {
         self.try_next().await.unwrap().expect("the stream ended")
     }
 
     /// The next response, which must be of this type; its bodies as text.
-    pub async fn expect(&mut self, ty: ResourceType, bodies: &[&str]) -> DiscoveryResponse {
+    pub(crate) async fn expect(&mut self, ty: ResourceType, bodies: &[&str]) -> DiscoveryResponse {
         let response = self.next().await;
         assert_eq!((short(&response.type_url), texts(&response)), (ty.short(), bodies.iter().map(|s| s.to_string()).collect()));
         response
     }
 
-    pub async fn ack(&mut self, response: &DiscoveryResponse, names: &[&str]) {
+    pub(crate) async fn ack(&mut self, response: &DiscoveryResponse, names: &[&str]) {
         let ty = ResourceType::from_type_url(&response.type_url).unwrap();
         self.send(DiscoveryRequest {
             version_info: response.version_info.clone(),
@@ -286,7 +286,7 @@ impl Sotw {
         .await;
     }
 
-    pub async fn nack(&mut self, response: &DiscoveryResponse, names: &[&str], why: &str) {
+    pub(crate) async fn nack(&mut self, response: &DiscoveryResponse, names: &[&str], why: &str) {
         let ty = ResourceType::from_type_url(&response.type_url).unwrap();
         self.send(DiscoveryRequest {
             response_nonce: response.nonce.clone(),
@@ -297,7 +297,7 @@ impl Sotw {
     }
 
     /// Asserts that nothing else was on its way: a secret asked for now is the next thing that comes.
-    pub async fn expect_nothing(&mut self) {
+    pub(crate) async fn expect_nothing(&mut self) {
         self.ask(Secret, &["sentinel"]).await;
         let response = self.next().await;
         assert_eq!(short(&response.type_url), "sds", "unexpected: {:?}", texts(&response));
@@ -306,7 +306,7 @@ impl Sotw {
     }
 }
 
-pub fn sotw_request(ty: ResourceType, names: &[&str]) -> DiscoveryRequest {
+pub(crate) fn sotw_request(ty: ResourceType, names: &[&str]) -> DiscoveryRequest {
     DiscoveryRequest {
         type_url: ty.type_url().into(),
         resource_names: names.iter().map(|name| (*name).into()).collect(),
@@ -314,36 +314,36 @@ pub fn sotw_request(ty: ResourceType, names: &[&str]) -> DiscoveryRequest {
     }
 }
 
-pub fn short(type_url: &str) -> &'static str {
+pub(crate) fn short(type_url: &str) -> &'static str {
     ResourceType::from_type_url(type_url).unwrap().short()
 }
 
-pub fn texts(response: &DiscoveryResponse) -> Vec<String> {
+pub(crate) fn texts(response: &DiscoveryResponse) -> Vec<String> {
     response.resources.iter().map(|any| String::from_utf8_lossy(&any.value).into_owned()).collect()
 }
 
-pub struct DeltaClient {
+pub(crate) struct DeltaClient {
     pub requests: mpsc::Sender<DeltaDiscoveryRequest>,
     pub responses: Streaming<DeltaDiscoveryResponse>,
     pub node: Option<Node>,
 }
 
 impl DeltaClient {
-    pub async fn send(&mut self, request: DeltaDiscoveryRequest) {
+    pub(crate) async fn send(&mut self, request: DeltaDiscoveryRequest) {
         let request = DeltaDiscoveryRequest { node: self.node.take(), ..request };
         self.requests.send(request).await.unwrap();
     }
 
-    pub async fn subscribe(&mut self, ty: ResourceType, names: &[&str]) {
+    pub(crate) async fn subscribe(&mut self, ty: ResourceType, names: &[&str]) {
         self.send(delta_request(ty, names, &[])).await;
     }
 
-    pub async fn unsubscribe(&mut self, ty: ResourceType, names: &[&str]) {
+    pub(crate) async fn unsubscribe(&mut self, ty: ResourceType, names: &[&str]) {
         self.send(delta_request(ty, &[], names)).await;
     }
 
     /// Subscribes as after a reconnect, with what it has.
-    pub async fn resume(&mut self, ty: ResourceType, names: &[&str], have: &[(&str, &str)]) {
+    pub(crate) async fn resume(&mut self, ty: ResourceType, names: &[&str], have: &[(&str, &str)]) {
         let have = have.iter().map(|(name, body)| {
             ((*name).to_owned(), pilot_xds::Version::of(body.as_bytes()).to_string())
         });
@@ -352,12 +352,12 @@ impl DeltaClient {
             .await;
     }
 
-    pub async fn next(&mut self) -> DeltaDiscoveryResponse {
+    pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
         within(self.responses.message()).await.unwrap().expect("the stream ended")
     }
 
     /// The next response: its type, its `name=body`, what it removes.
-    pub async fn expect(
+    pub(crate) async fn expect(
         &mut self,
         ty: ResourceType,
         resources: &[&str],
@@ -383,7 +383,7 @@ impl DeltaClient {
         response
     }
 
-    pub async fn ack(&mut self, response: &DeltaDiscoveryResponse) {
+    pub(crate) async fn ack(&mut self, response: &DeltaDiscoveryResponse) {
         self.send(DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -392,7 +392,7 @@ impl DeltaClient {
         .await;
     }
 
-    pub async fn nack(&mut self, response: &DeltaDiscoveryResponse, why: &str) {
+    pub(crate) async fn nack(&mut self, response: &DeltaDiscoveryResponse, why: &str) {
         self.send(DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
@@ -402,7 +402,7 @@ impl DeltaClient {
         .await;
     }
 
-    pub async fn expect_nothing(&mut self) {
+    pub(crate) async fn expect_nothing(&mut self) {
         self.subscribe(Secret, &["sentinel"]).await;
         let response = self.expect(Secret, &[], &["sentinel"]).await;
         self.ack(&response).await;
@@ -410,7 +410,7 @@ impl DeltaClient {
     }
 }
 
-pub fn delta_request(
+pub(crate) fn delta_request(
     ty: ResourceType,
     subscribe: &[&str],
     unsubscribe: &[&str],

@@ -1,15 +1,18 @@
 //! Clients that mean no good.
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use pilot_xds::{Settings, server::ServerSettings};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
+
+use tokio_stream::wrappers::ReceiverStream;
 
 use super::harness::*;
 
@@ -129,7 +132,7 @@ async fn a_client_that_does_not_read_is_cut_and_delays_nobody() {
     let (mut sender, connection) =
         hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(1 << 16)
-            .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+            .handshake(TokioIo::new(stream))
             .await
             .unwrap();
     let connection = tokio::spawn(connection);
@@ -139,15 +142,17 @@ async fn a_client_that_does_not_read_is_cut_and_delays_nobody() {
     let mut body = vec![0];
     body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
     body.extend(message);
+    let (keep_open, frames) = tokio::sync::mpsc::channel(1);
     let request = http::Request::post(format!("http://{}{METHOD}", server.address))
         .header("content-type", "application/grpc")
-        .body(Full::new(Bytes::from(body)))
+        .body(http_body_util::StreamBody::new(ReceiverStream::new(frames)))
         .unwrap();
+    keep_open.send(Ok::<_, Infallible>(Frame::data(Bytes::from(body)))).await.unwrap();
     let response = within(sender.send_request(request)).await.unwrap();
     // The response is held and never read.
     still_serves(&server).await;
     let _ = within(connection).await;
     assert!(server.metrics().contains("pilot_xds_write_timeout_total 1"), "{}", server.metrics());
-    drop(response);
+    drop((response, keep_open));
     still_serves(&server).await;
 }

@@ -1,0 +1,415 @@
+//! The composition root.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use kube::Client;
+use mesh_service::{BuildInfo, Drain, Health, admin, serve};
+use mesh_config::MeshConfig;
+use mesh_sources::{
+    ConfigSource, DirectoryOptions, DirectorySource, KubernetesOptions, KubernetesSource,
+    MeshLocation, MeshSource,
+};
+use pilot_generate::registry::kubernetes::Context as KubernetesContext;
+use pilot_xds::{AggregatedDiscoveryService, Debounce, Engine, Publisher, Settings, server};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{
+    args::Discovery,
+    debug::{self, Debug},
+    inputs::{self, Intake},
+    metrics::Metrics,
+    registry::{Kubernetes, Mock, Registry},
+    source::PilotSource,
+};
+
+/// How often `/metrics` takes in what generators found.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// How long requests under way may take once the drain has begun; connections get 10 s of it.
+const DRAIN: Duration = Duration::from_secs(12);
+
+/// Runs until a signal or until an essential part dies.
+pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
+    let Discovery {
+        grpc_addr,
+        http_addr,
+        monitoring_addr,
+        address_file,
+        registries,
+        kubeconfig,
+        config_dir,
+        mesh_config,
+        namespace,
+        app_namespace,
+        domain,
+        trust_domain,
+        pod_name,
+        keepalive_interval,
+        keepalive_timeout,
+        max_connection_age,
+        max_connections,
+        debounce_after,
+        debounce_max,
+        eds_debounce,
+        push_throttle,
+        generation,
+    } = args;
+    raise_file_limit();
+    let drain = Drain::on_signals()?;
+    let health = Health::default();
+    let registered = mesh_service::Metrics::default();
+    let metrics = Metrics::new(&registered);
+    let xds_metrics = registered.with_registry(pilot_xds::Metrics::new);
+
+    let wanted = Registries::parse(registries, config_dir.is_some())?;
+    let client = match wanted.kubernetes || config_dir.is_none() {
+        true => Some(kubernetes_client(kubeconfig.as_deref()).await?),
+        false => None,
+    };
+
+    // Sockets first: what cannot be bound should fail before anything runs.
+    let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
+    let host = if in_cluster { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+    let or = |given: Option<SocketAddr>, port| given.unwrap_or(SocketAddr::from((host, port)));
+    let grpc = bind("--grpcAddr", or(grpc_addr, 15010)).await?;
+    let http = bind("--httpAddr", or(http_addr, 8080)).await?;
+    let monitoring = bind("--monitoringAddr", or(monitoring_addr, 15014)).await?;
+
+    let intake = Intake::new(metrics.clone());
+    let publisher: Arc<Publisher<PilotSource>> = Arc::default();
+    let engine = Engine::new(
+        Arc::new(PilotSource),
+        publisher.subscribe(),
+        Settings { identifier: pod_name, push_throttle, ..Settings::default() },
+        xds_metrics.clone(),
+    );
+
+    // Sources.
+    let (mesh_sender, meshes) = watch::channel(None);
+    let mesh_source = MeshSource::new();
+    let location = mesh_location(mesh_config, client.as_ref(), &namespace);
+    drain.spawn(mesh_source.clone().run(location, drain.token()));
+    drain.spawn(follow_mesh(
+        mesh_source,
+        mesh_sender,
+        intake.clone(),
+        health.condition("mesh"),
+        drain.clone(),
+    ));
+    let configs = config_source(config_dir, client.as_ref(), &app_namespace, &drain);
+    drain.spawn(follow_configs(
+        configs.clone(),
+        intake.clone(),
+        metrics.clone(),
+        health.condition("config"),
+        drain.clone(),
+    ));
+    let registry = health.condition("registry");
+    drain.spawn({
+        let (intake, drain, metrics, domain) =
+            (intake.clone(), drain.clone(), metrics.clone(), domain.clone());
+        let mut meshes: watch::Receiver<Option<Arc<MeshConfig>>> = meshes;
+        async move {
+            // The registry needs the trust domain and default visibility of the mesh.
+            let mesh = tokio::select! {
+                mesh = meshes.wait_for(Option::is_some) => mesh.ok().and_then(|mesh| mesh.clone()),
+                () = drain.begun() => return,
+            };
+            let mesh = mesh.unwrap_or_default();
+            let trust_domain = [trust_domain, mesh.trust_domain.clone(), domain.clone()]
+                .into_iter()
+                .find(|text| !text.is_empty())
+                .unwrap_or_default();
+            let context = KubernetesContext {
+                domain,
+                trust_domain,
+                default_export_to: mesh.default_service_export_to.clone(),
+            };
+            match client.filter(|_| wanted.kubernetes) {
+                Some(client) => {
+                    let kubernetes =
+                        Kubernetes { client, namespace: app_namespace, context, metrics };
+                    start(kubernetes, intake, registry, drain).await;
+                }
+                None => start(Mock, intake, registry, drain).await,
+            }
+        }
+    });
+
+    // Worlds.
+    let debounce = Debounce {
+        quiet: debounce_after,
+        max: debounce_max,
+        endpoints_quiet: if eds_debounce { Debounce::default().endpoints_quiet } else { Duration::ZERO },
+        ..Debounce::default()
+    };
+    let ready = health.condition("snapshot");
+    let options = Arc::new(generation.options(&domain));
+    let rebuild = inputs::rebuild(intake.clone(), options, debounce, publisher.clone(), ready);
+    drain.spawn_essential("snapshots", {
+        let drain = drain.clone();
+        async move {
+            tokio::select! {
+                () = rebuild => Err("ended by itself"),
+                () = drain.begun() => Ok(()),
+            }
+        }
+    });
+    drain.spawn(report(publisher.clone(), metrics, drain.clone()));
+
+    // Servers.
+    let build = BuildInfo::new("pilot-discovery", env!("CARGO_PKG_VERSION"));
+    let debug = Debug { engine: engine.clone(), publisher, intake, configs };
+    let pages = admin::router(&health, &registered, build).merge(debug::router(debug));
+    let limits = server::ServerSettings {
+        max_connections,
+        keepalive_interval,
+        keepalive_timeout,
+        max_age: max_connection_age.0,
+        ..server::ServerSettings::default()
+    };
+    write_addresses(address_file.as_deref(), &grpc, &http, &monitoring)?;
+    tracing::info!(
+        grpc = %grpc.local_addr()?, http = %http.local_addr()?, monitoring = %monitoring.local_addr()?,
+        "pilot-discovery {}", env!("CARGO_PKG_VERSION")
+    );
+    drain.spawn_essential("HTTP", serve::http(http, pages.clone(), drain.clone()));
+    drain.spawn_essential("monitoring", serve::http(monitoring, pages, drain.clone()));
+    let routes = grpc_routes(engine, &health, &drain)?;
+    let refused = xds_metrics.connections_refused.clone();
+    drain.spawn_essential("xDS", server::serve(grpc, routes, limits, drain.token(), refused));
+    drain.finish(DRAIN).await?;
+    Ok(())
+}
+
+async fn start<R: Registry>(
+    registry: R,
+    intake: Intake,
+    condition: mesh_service::Condition,
+    drain: Drain,
+) {
+    tracing::info!(registry = registry.name(), "service registry");
+    registry.run(intake, condition, drain).await;
+}
+
+struct Registries {
+    kubernetes: bool,
+}
+
+impl Registries {
+    fn parse(names: Vec<String>, config_dir: bool) -> anyhow::Result<Self> {
+        let mut kubernetes = names.is_empty() && !config_dir;
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            match name.as_str() {
+                "Kubernetes" => kubernetes = true,
+                "Mock" => {}
+                other => anyhow::bail!("--registries: {other:?} is not known; known are Kubernetes, Mock"),
+            }
+        }
+        Ok(Self { kubernetes })
+    }
+}
+
+async fn kubernetes_client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig.filter(|path| !path.as_os_str().is_empty()) {
+        Some(path) => {
+            let file = kube::config::Kubeconfig::read_from(path)
+                .with_context(|| format!("--kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &Default::default())
+                .await
+                .with_context(|| format!("--kubeconfig {}", path.display()))?
+        }
+        None => kube::Config::infer().await.context(
+            "no Kubernetes API: give --kubeconfig FILE, run in a cluster, or read config from files with --configDir",
+        )?,
+    };
+    Ok(Client::try_from(config)?)
+}
+
+fn config_source(
+    config_dir: Option<std::path::PathBuf>,
+    client: Option<&Client>,
+    app_namespace: &str,
+    drain: &Drain,
+) -> Arc<dyn ConfigSource> {
+    match (config_dir, client) {
+        (None, Some(client)) => {
+            let source = KubernetesSource::new(KubernetesOptions {
+                namespace: (!app_namespace.is_empty()).then(|| app_namespace.to_owned()),
+                ..KubernetesOptions::default()
+            });
+            drain.spawn(source.clone().run(client.clone(), drain.token()));
+            source
+        }
+        (directory, _) => {
+            let source = DirectorySource::new(DirectoryOptions::new(directory.unwrap_or_default()));
+            drain.spawn(source.clone().run(drain.token()));
+            source
+        }
+    }
+}
+
+async fn follow_configs(
+    source: Arc<dyn ConfigSource>,
+    intake: Intake,
+    metrics: Metrics,
+    condition: mesh_service::Condition,
+    drain: Drain,
+) {
+    let mut subscription = source.subscribe();
+    let mut rejections = 0;
+    let mut look = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            update = subscription.next() => match update {
+                Ok(update) => {
+                    for (key, change) in update.changes.iter() {
+                        metrics.config_event(key.kind.kind(), match change {
+                            mesh_config::Change::Added => "add",
+                            mesh_config::Change::Updated => "update",
+                            mesh_config::Change::Removed => "delete",
+                        });
+                    }
+                    intake.set_configs(update.configs);
+                    condition.met();
+                }
+                // The source ends with the drain.
+                Err(_) => return,
+            },
+            _ = look.tick() => {
+                let status = source.status();
+                if !status.synced {
+                    condition.missing(status.complaints().join("; "));
+                }
+                metrics.object_errors.inc_by(status.rejections.saturating_sub(rejections));
+                rejections = status.rejections;
+            }
+            () = drain.begun() => return,
+        }
+    }
+}
+
+/// The file if there is one, else the ConfigMap, else (no file, no API) the file that never was: defaults.
+fn mesh_location(
+    file: std::path::PathBuf,
+    client: Option<&Client>,
+    namespace: &str,
+) -> MeshLocation {
+    match client {
+        Some(client) if !file.exists() => MeshLocation::ConfigMap {
+            client: client.clone(),
+            namespace: namespace.to_owned(),
+            name: "istio".to_owned(),
+            key: "mesh".to_owned(),
+        },
+        _ => MeshLocation::File(file),
+    }
+}
+
+async fn follow_mesh(
+    source: Arc<MeshSource>,
+    sender: watch::Sender<Option<Arc<MeshConfig>>>,
+    intake: Intake,
+    condition: mesh_service::Condition,
+    drain: Drain,
+) {
+    let mut meshes = source.subscribe();
+    let mut look = tokio::time::interval(Duration::from_millis(100));
+    loop {
+        let status = source.status();
+        let mesh = meshes.borrow_and_update().clone();
+        let known = sender.borrow().as_ref().is_some_and(|known| Arc::ptr_eq(known, &mesh));
+        if status.synced && !known {
+            condition.met();
+            intake.set_mesh(mesh.clone());
+            sender.send_replace(Some(mesh));
+        } else if !status.synced {
+            condition.missing(status.error.unwrap_or_else(|| "not read yet".to_owned()));
+        }
+        tokio::select! {
+            changed = meshes.changed() => if changed.is_err() { return },
+            // That there are none is a status, not a change.
+            _ = look.tick(), if !status.synced => {}
+            () = drain.begun() => return,
+        }
+    }
+}
+
+async fn report(publisher: Arc<Publisher<PilotSource>>, metrics: Metrics, drain: Drain) {
+    let mut tick = tokio::time::interval(REPORT_EVERY);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            () = drain.begun() => return,
+        }
+        if let Some(published) = publisher.current() {
+            metrics.report(&published.world.report());
+        }
+    }
+}
+
+fn grpc_routes(
+    engine: Arc<Engine<PilotSource>>,
+    health: &Health,
+    drain: &Drain,
+) -> anyhow::Result<tonic::service::Routes> {
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    drain.spawn({
+        let (health, drain) = (health.clone(), drain.clone());
+        async move {
+            reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            tokio::select! {
+                () = health.ready() => {}
+                () = drain.begun() => return,
+            }
+            reporter.set_serving::<AggregatedDiscoveryService<PilotSource>>().await;
+            reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+            drain.begun().await;
+            reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        }
+    });
+    Ok(tonic::service::Routes::new(AggregatedDiscoveryService::new(engine))
+        .add_service(health_service)
+        .add_service(reflection))
+}
+
+async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
+}
+
+fn write_addresses(
+    file: Option<&std::path::Path>,
+    grpc: &TcpListener,
+    http: &TcpListener,
+    monitoring: &TcpListener,
+) -> anyhow::Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let addresses = serde_json::json!({
+        "grpc": grpc.local_addr()?,
+        "http": http.local_addr()?,
+        "monitoring": monitoring.local_addr()?,
+    });
+    // Whoever waits for the file must not read half of it.
+    let partial = file.with_extension("partial");
+    std::fs::write(&partial, addresses.to_string())
+        .and_then(|()| std::fs::rename(&partial, file))
+        .with_context(|| format!("--addressFile {}", file.display()))
+}
+
+/// Every proxy is a file descriptor; the soft limit is often 1024.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files could not be raised");
+    }
+}

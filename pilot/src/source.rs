@@ -1,0 +1,97 @@
+//! Pilot as a source of resources: worlds and proxies to what the xDS engine asks for.
+
+use std::sync::Arc;
+
+use ahash::HashSet;
+use pilot_generate::{ChangeSet, Proxy, envoy::core::Node};
+use pilot_xds::{Change, Collection, NodeError, Resource, ResourceSource, ResourceType, Touched};
+
+use crate::world::{PilotProxy, World};
+
+/// Something happened in a source. What exactly is found out by comparing snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Endpoints, or the workloads behind them.
+    Endpoints,
+    /// Anything else.
+    Config,
+}
+
+impl Change for Event {
+    fn merge(&mut self, other: Self) {
+        if other == Self::Config {
+            *self = other;
+        }
+    }
+
+    fn is_endpoints_only(&self) -> bool {
+        *self == Self::Endpoints
+    }
+}
+
+/// What separates two worlds.
+pub(crate) struct Difference {
+    pub(crate) set: ChangeSet,
+    /// Load assignments that may differ, of those anybody ever asked for.
+    pub(crate) endpoints: Arc<HashSet<Arc<str>>>,
+}
+
+/// See the [module](self). Holds nothing: worlds bring their caches along.
+#[derive(Debug, Default)]
+pub(crate) struct PilotSource;
+
+impl ResourceSource for PilotSource {
+    type World = World;
+    type Change = Difference;
+    type Proxy = PilotProxy;
+
+    fn attach(&self, _: &World, node: &Node) -> Result<PilotProxy, NodeError> {
+        Proxy::from_node(node).map(PilotProxy::new).map_err(|error| NodeError(error.to_string()))
+    }
+
+    fn reattach(&self, world: &World, proxy: &PilotProxy, change: &Difference) -> Option<PilotProxy> {
+        change
+            .set
+            .touches_proxy(&world.snapshot, &proxy.proxy)
+            .then(|| PilotProxy::new(proxy.proxy.clone()))
+    }
+
+    fn touched(&self, _: &PilotProxy, ty: ResourceType, change: &Difference) -> Touched {
+        let affected = change.set.affected();
+        let may = |affected: bool| if affected { Touched::Everything } else { Touched::Nothing };
+        match ty {
+            // The list is the same object if nothing in it changed.
+            ResourceType::Cluster => may(affected.clusters || affected.endpoints),
+            ResourceType::Listener => may(affected.listeners),
+            ResourceType::Route => may(affected.routes),
+            ResourceType::Endpoint if !affected.endpoints => Touched::Nothing,
+            ResourceType::Endpoint => Touched::Names(change.endpoints.clone()),
+            ResourceType::Secret => Touched::Nothing,
+        }
+    }
+
+    fn collection(&self, world: &World, proxy: &PilotProxy, ty: ResourceType) -> Arc<Collection> {
+        match ty {
+            ResourceType::Cluster => proxy.clusters(world),
+            ResourceType::Listener => proxy.listeners(world),
+            // The others are asked for by name only.
+            _ => Arc::default(),
+        }
+    }
+
+    fn named(
+        &self,
+        world: &World,
+        proxy: &PilotProxy,
+        ty: ResourceType,
+        names: &[Arc<str>],
+    ) -> Vec<Option<Resource>> {
+        let find = |all: Arc<Collection>| names.iter().map(|name| all.get(name).cloned()).collect();
+        match ty {
+            ResourceType::Cluster | ResourceType::Listener => find(self.collection(world, proxy, ty)),
+            ResourceType::Endpoint => proxy.scope(world).endpoints(names),
+            ResourceType::Route => proxy.scope(world).routes(names),
+            ResourceType::Secret => vec![None; names.len()],
+        }
+    }
+}
