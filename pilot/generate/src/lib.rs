@@ -32,6 +32,12 @@
 //!
 //! Nothing that a user can write may make Envoy refuse a resource, because a refused resource would stop the config of
 //! everybody else in it. What cannot be expressed is left out, as small a piece as possible, and named in a [`Report`].
+//!
+//! # Tests
+//!
+//! `testdata/in/NAME.yaml` (Kubernetes objects, config, mesh settings, a proxy's node) gives
+//! `testdata/out/NAME.{clusters,listeners,routes,endpoints,report}.yaml`; `UPDATE_GOLDEN=1 cargo test -p pilot-generate`
+//! rewrites them. Everything in them is loaded by the real Envoy, as are random mixtures of bad config.
 
 pub mod compile;
 pub mod envoy;

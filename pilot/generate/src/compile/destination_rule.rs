@@ -391,6 +391,8 @@ fn outlier(
         enforcing_consecutive_5xx: errors.and_then(|_| envoy::uint(0)),
         interval: interval.and_then(envoy::duration),
         base_ejection_time: base.and_then(envoy::duration),
+        // What the Envoy of 1.4 always did; newer ones must be told, or 10% of two hosts is none.
+        always_eject_one_host: envoy::boolean(true),
         max_ejection_percent: (max_ejection > 0)
             .then_some(max_ejection)
             .and_then(envoy::uint),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh_config::{Meta, Object};
-use proto_networking::networking::{Gateway, server::tls_options::TlSmode};
+use proto_networking::networking::{Gateway, Server, server::tls_options::TlSmode};
 
 use crate::{
     model::{Labels, Protocol, host},
@@ -67,80 +67,19 @@ impl GatewayConfig {
             name: meta.name.as_str().into(),
             out: &mut rejections,
         };
-        let mut servers = Vec::with_capacity(spec.servers.len());
-        for (i, server) in spec.servers.iter().enumerate() {
-            let path = format!("servers[{i}]");
-            let Some(port) = server
-                .port
-                .as_ref()
-                .filter(|p| (1..=65535).contains(&p.number))
-            else {
-                rejector.reject(
-                    format!("{path}.port.number"),
-                    "a port is required; accepted: 1 to 65535",
-                    "the server is left out",
-                );
-                continue;
-            };
-            let protocol = Protocol::parse(&port.protocol);
-            let mode = server
-                .tls
-                .as_ref()
-                .and_then(|t| TlSmode::try_from(t.mode).ok());
-            let passthrough = matches!(mode, Some(TlSmode::Passthrough | TlSmode::AutoPassthrough));
-            let class = match (protocol, mode) {
-                (p, _) if p.is_http() => ServerClass::Http,
-                (p, Some(_)) if p.is_tls() && passthrough => ServerClass::TlsPassthrough,
-                (p, Some(_)) if p.is_tls() => ServerClass::TlsTerminated,
-                (p, None) if p.is_tls() => {
-                    rejector.reject(
-                        format!("{path}.tls"),
-                        "HTTPS and TLS servers need tls settings",
-                        "the server is left out",
-                    );
-                    continue;
-                }
-                (p, _) if p.is_tcp() => ServerClass::Tcp,
-                _ => {
-                    let reason = format!(
-                        "{:?} is no protocol; accepted: HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS",
-                        port.protocol
-                    );
-                    rejector.reject(
-                        format!("{path}.port.protocol"),
-                        reason,
-                        "the server is left out",
-                    );
-                    continue;
-                }
-            };
-            let mut hosts = Vec::with_capacity(server.hosts.len());
-            for (j, text) in server.hosts.iter().enumerate() {
-                let (namespace, name) = match text.split_once('/') {
-                    Some(("*", name)) => (None, name),
-                    Some((".", name)) => (Some(Arc::from(meta.namespace.as_str())), name),
-                    Some((namespace, name)) => (Some(namespace.into()), name),
-                    None => (None, text.as_str()),
-                };
-                let name = name.to_ascii_lowercase();
-                if host::is_valid(&name) {
-                    hosts.push((namespace, name.into()));
-                } else {
-                    let reason = format!(
-                        "{text:?} is no host; accepted: a DNS name, a wildcard, with NAMESPACE/ before it"
-                    );
-                    rejector.reject(format!("{path}.hosts[{j}]"), reason, "the host is left out");
-                }
-            }
-            servers.push(GatewayServer {
-                port: port.number,
-                name: port.name.as_str().into(),
-                protocol,
-                class,
-                hosts,
-                https_redirect: server.tls.as_ref().is_some_and(|t| t.https_redirect),
-            });
-        }
+        let servers = spec
+            .servers
+            .iter()
+            .enumerate()
+            .filter_map(|(i, spec)| {
+                server(
+                    spec,
+                    &format!("servers[{i}]"),
+                    &meta.namespace,
+                    &mut rejector,
+                )
+            })
+            .collect();
         GatewayConfig {
             meta: meta.clone(),
             spec: spec.clone(),
@@ -150,4 +89,93 @@ impl GatewayConfig {
             rejections,
         }
     }
+}
+
+fn server(
+    spec: &Server,
+    path: &str,
+    namespace: &str,
+    rejector: &mut Rejector<'_>,
+) -> Option<GatewayServer> {
+    let Some(port) = spec
+        .port
+        .as_ref()
+        .filter(|p| (1..=65535).contains(&p.number))
+    else {
+        let reason = "a port is required; accepted: 1 to 65535";
+        rejector.reject(
+            format!("{path}.port.number"),
+            reason,
+            "the server is left out",
+        );
+        return None;
+    };
+    let protocol = Protocol::parse(&port.protocol);
+    let mode = spec
+        .tls
+        .as_ref()
+        .and_then(|t| TlSmode::try_from(t.mode).ok());
+    let class = match (protocol, mode) {
+        (p, _) if p.is_http() => ServerClass::Http,
+        (p, Some(TlSmode::Passthrough | TlSmode::AutoPassthrough)) if p.is_tls() => {
+            ServerClass::TlsPassthrough
+        }
+        (p, Some(_)) if p.is_tls() => ServerClass::TlsTerminated,
+        (p, None) if p.is_tls() => {
+            rejector.reject(
+                format!("{path}.tls"),
+                "HTTPS and TLS servers need tls settings",
+                "the server is left out",
+            );
+            return None;
+        }
+        (p, _) if p.is_tcp() => ServerClass::Tcp,
+        _ => {
+            let reason = format!(
+                "{:?} is no protocol; accepted: HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS",
+                port.protocol
+            );
+            rejector.reject(
+                format!("{path}.port.protocol"),
+                reason,
+                "the server is left out",
+            );
+            return None;
+        }
+    };
+    Some(GatewayServer {
+        port: port.number,
+        name: port.name.as_str().into(),
+        protocol,
+        class,
+        hosts: hosts(&spec.hosts, path, namespace, rejector),
+        https_redirect: spec.tls.as_ref().is_some_and(|t| t.https_redirect),
+    })
+}
+
+fn hosts(
+    list: &[String],
+    path: &str,
+    namespace: &str,
+    rejector: &mut Rejector<'_>,
+) -> Vec<(Option<Arc<str>>, Arc<str>)> {
+    let mut out = Vec::with_capacity(list.len());
+    for (i, text) in list.iter().enumerate() {
+        let (of, name) = match text.split_once('/') {
+            Some(("*", name)) => (None, name),
+            Some((".", name)) => (Some(Arc::from(namespace)), name),
+            Some((other, name)) => (Some(other.into()), name),
+            None => (None, text.as_str()),
+        };
+        let name = name.to_ascii_lowercase();
+        if host::is_valid(&name) {
+            out.push((of, name.into()));
+        } else {
+            let reason = format!(
+                "{text:?} is no host; accepted: a DNS name, a wildcard, with NAMESPACE/ before it"
+            );
+            rejector.reject(format!("{path}.hosts[{i}]"), reason, "the host is left out");
+        }
+    }
+    out
 }

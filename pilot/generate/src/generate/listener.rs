@@ -198,76 +198,86 @@ fn put(
     slots: &mut BTreeMap<(String, u32), Slot>,
     report: &mut Report,
 ) {
-    let settings = scope.settings();
-    let on_wildcard = at.0 == scope.wildcard();
-    if on_wildcard && (at.1 == settings.proxy_listen_port || RESERVED.contains(&at.1)) {
-        let message = format!(
-            "port {} is Envoy's own; {} gets no listener",
-            at.1, service.hostname
-        );
-        report.event(
-            metric::INVALID_OUT_LISTENERS,
-            format!("{}:{}", service.hostname, at.1),
-            message,
-        );
-        return;
-    }
-    if !on_wildcard && at.0 == "127.0.0.1" && at.1 == settings.proxy_http_port {
+    if let Some(reason) = reserved(scope, &at) {
+        let message = format!("{reason}; {} gets no listener", service.hostname);
+        let key = format!("{}:{}", service.hostname, at.1);
+        report.event(metric::INVALID_OUT_LISTENERS, key, message);
         return;
     }
     let name = names::listener(&at.0, at.1);
+    let sniff = scope.settings().options.sniff_outbound;
     let slot = slots.entry(at).or_default();
-    let fresh = slot.first.is_empty();
-    let conflict = |metric: &'static str, existing: &str, incoming: &str, report: &mut Report| {
+    if let Err((metric, existing, incoming)) = slot.admit(claim, service, port, sniff) {
+        let first = &slot.first;
         let message = format!(
-            "Listener={name} Accepted{existing}={} Rejected{incoming}={} {existing}Services=1",
-            slot.first, service.hostname
+            "Listener={name} Accepted{existing}={first} Rejected{incoming}={} {existing}Services=1",
+            service.hostname
         );
         report.event(metric, format!("{name}:{}", service.hostname), message);
-    };
-    if !fresh {
+    }
+}
+
+/// Why an address cannot have a listener for services: another listener of ours, or of the bootstrap, is there.
+fn reserved(scope: &Scope, (bind, port): &(String, u32)) -> Option<String> {
+    let settings = scope.settings();
+    let envoys = *port == settings.proxy_listen_port || RESERVED.contains(port);
+    if bind == scope.wildcard() && envoys {
+        return Some(format!("port {port} is Envoy's own"));
+    }
+    let proxy = http_proxy_address(scope);
+    (proxy.is_some_and(|(ip, number)| ip == bind && number == *port))
+        .then(|| format!("{bind}:{port} is the HTTP proxy"))
+}
+
+/// The gauge to count a conflict in, and the classes of the service that stands and of the one that is left out.
+type Conflict = (&'static str, &'static str, &'static str);
+
+impl Slot {
+    /// Takes in what a service asks for. On a conflict, what does not collide is taken in all the same where it can be told apart.
+    fn admit(
+        &mut self,
+        claim: Claim,
+        service: &Service,
+        port: &ServicePort,
+        sniff: bool,
+    ) -> Result<(), Conflict> {
         // Neither can be told apart from other bytes: the server speaks first.
         let exclusive =
             matches!(port.protocol, Protocol::Mongo | Protocol::Mysql).then_some(port.protocol);
-        if slot.exclusive != exclusive {
-            conflict(metric::CONFLICT_TCP_OVER_TCP, "TCP", "TCP", report);
-            return;
-        }
-        // Without sniffing HTTP and TCP cannot share. The names of the metrics read backwards, as upstream.
-        if !settings.options.sniff_outbound && claim.http.is_some() != slot.http.is_some() {
-            if claim.http.is_some() {
-                conflict(metric::CONFLICT_TCP_OVER_HTTP, "TCP", "HTTP", report);
+        if self.first.is_empty() {
+            self.first = service.hostname.to_string();
+            self.exclusive = exclusive;
+        } else if self.exclusive != exclusive {
+            return Err((metric::CONFLICT_TCP_OVER_TCP, "TCP", "TCP"));
+        } else if !sniff && claim.http.is_some() != self.http.is_some() {
+            // Without sniffing HTTP and TCP cannot share. The names of the metrics read backwards, as upstream.
+            return Err(if claim.http.is_some() {
+                (metric::CONFLICT_TCP_OVER_HTTP, "TCP", "HTTP")
             } else {
-                conflict(metric::CONFLICT_HTTP_OVER_TCP, "HTTP", "TCP", report);
-            }
-            return;
+                (metric::CONFLICT_HTTP_OVER_TCP, "HTTP", "TCP")
+            });
         }
-    }
-    let mut lost = false;
-    let mut admitted = Vec::new();
-    for mut chain in claim.chains {
-        if slot.claims.admit(&mut chain) {
-            admitted.push(chain);
+        let asked = claim.chains.len();
+        let claims = &mut self.claims;
+        let admitted: Vec<FilterChain> = claim
+            .chains
+            .into_iter()
+            .filter_map(|mut chain| claims.admit(&mut chain).then_some(chain))
+            .collect();
+        let lost = admitted.len() < asked;
+        self.chains.extend(admitted);
+        // Sniffed services share the HTTP chain of the port; what is lost is only their fate as TCP.
+        let tolerable = claim.sniffed && self.sniffed;
+        self.sniffed |= claim.sniffed;
+        self.grpc_web |= port.protocol == Protocol::GrpcWeb;
+        self.http = self.http.take().or(claim.http);
+        if lost && !tolerable {
+            Err((metric::CONFLICT_TCP_OVER_TCP, "TCP", "TCP"))
         } else {
-            lost = true;
+            Ok(())
         }
     }
-    // Sniffed services share the HTTP chain of the port; what is lost is only their fate as TCP.
-    if lost && !(claim.sniffed && slot.sniffed) {
-        conflict(metric::CONFLICT_TCP_OVER_TCP, "TCP", "TCP", report);
-    }
-    slot.chains.extend(admitted);
-    if fresh {
-        slot.first = service.hostname.to_string();
-        slot.exclusive =
-            matches!(port.protocol, Protocol::Mongo | Protocol::Mysql).then_some(port.protocol);
-    }
-    slot.sniffed |= claim.sniffed;
-    slot.grpc_web |= port.protocol == Protocol::GrpcWeb;
-    slot.http = slot.http.take().or(claim.http);
-}
 
-impl Slot {
     fn listener(mut self, scope: &Scope, bind: &str, port: u32) -> Listener {
         let settings = scope.settings();
         let name = names::listener(bind, port);
@@ -374,15 +384,19 @@ pub(super) fn inspectors(listener: &mut Listener, timeout: Duration) {
     }
 }
 
-/// The explicit HTTP proxy, if the mesh has one.
-fn http_proxy(scope: &Scope) -> Option<Listener> {
-    let settings = scope.settings();
-    let port = match settings.proxy_http_port {
-        0 if scope.key().bound => 15002,
-        0 => return None,
-        port => port,
-    };
+/// Where the explicit HTTP proxy listens, if the mesh has one.
+fn http_proxy_address(scope: &Scope) -> Option<(&'static str, u32)> {
     let bind = if scope.key().ipv4 { "127.0.0.1" } else { "::1" };
+    match scope.settings().proxy_http_port {
+        0 if scope.key().bound => Some((bind, 15002)),
+        0 => None,
+        port => Some((bind, port)),
+    }
+}
+
+/// The explicit HTTP proxy.
+fn http_proxy(scope: &Scope) -> Option<Listener> {
+    let (bind, port) = http_proxy_address(scope)?;
     let name = names::listener(bind, port);
     let hcm = Hcm {
         listener: &name,

@@ -361,12 +361,12 @@ fn world(seed: u64, router: bool) -> String {
             destination(rng),
         );
         let spec = format!(
-            "  hosts: [\"{}\", \"{}\"]\n  gateways: [{}]\n  http:\n{}{}",
+            "  hosts: [\"{}\", \"{}\"]\n  gateways: [{}]\n  http:{}{}",
             one(rng, &HOSTS),
             one(rng, &HOSTS),
             one(rng, &["", "mesh", "mesh, gw", "infra/gw", "mesh, infra/gw"]),
             if rules.is_empty() {
-                "  []\n".to_owned()
+                " []\n".to_owned()
             } else {
                 rules
             },
