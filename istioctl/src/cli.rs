@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::output::Paint;
 use crate::{chaos, demo, lab, proxy, validate, version};
 
 /// Control a service mesh: bring up a lab on this machine, break its control plane on purpose, and look into every proxy.
@@ -53,7 +54,7 @@ pub(crate) struct Global {
         long,
         env = "LOG_LEVEL",
         global = true,
-        default_value = "warn",
+        default_value = "warn,kube_client=off",
         value_name = "FILTER"
     )]
     pub(crate) log_level: String,
@@ -88,6 +89,7 @@ impl Cli {
         tracing_subscriber::fmt()
             .with_env_filter(tracing_subscriber::EnvFilter::try_new(&global.log_level)?)
             .with_writer(std::io::stderr)
+            .with_ansi(Paint::stderr().is_on())
             .init();
         // Becoming a daemon replaces this process: it must happen before there are threads.
         if let Command::Lab(lab::Command::Daemonize(args)) = command {

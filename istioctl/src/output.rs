@@ -120,6 +120,10 @@ impl Paint {
         Self(std::io::stderr().is_terminal() && wanted())
     }
 
+    pub(crate) fn is_on(self) -> bool {
+        self.0
+    }
+
     pub(crate) fn good(self, text: &str) -> String {
         self.with("32", text)
     }

@@ -153,7 +153,7 @@ fn read(file: &Path) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    const GOOD: &str = "apiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {name: a}\n\
+    const GOOD: &str = "apiVersion: networking.istio.io/v1alpha3\nkind: VirtualService\nmetadata: {name: a, namespace: b}\n\
         spec:\n  hosts: [reviews]\n  http:\n  - route:\n    - destination: {host: reviews}\n";
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
             .map(ToString::to_string)
             .collect::<Vec<_>>()
             .join("\n");
-        for part in ["vs.yaml", "VirtualService", "default/a", "wieght"] {
+        for part in ["vs.yaml", "VirtualService", "b/a", "wieght"] {
             assert!(text.contains(part), "{part} is missing in: {text}");
         }
         assert!(check("vs.yaml", GOOD).errors.is_empty());

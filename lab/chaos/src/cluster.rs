@@ -189,7 +189,7 @@ impl Cluster {
             let mut forward = api
                 .portforward(pod, &[port])
                 .await
-                .map_err(|e| format!("port-forward: {e}"))?;
+                .map_err(|e| format!("port-forward: {}", crate::kube_message(&e)))?;
             let stream = forward
                 .take_stream(port)
                 .ok_or("port-forward gave no stream")?;

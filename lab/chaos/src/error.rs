@@ -10,12 +10,11 @@ pub type Result<T, E = ChaosError> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum ChaosError {
     /// The Kubernetes API refused or could not be reached.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", kube_message(source))]
     Kube {
         /// What was being done, with kind and namespace/name.
         what: String,
-        /// The client's error.
-        #[source]
+        /// The client's error. Part of the message already, so not `#[source]`: it would be said twice.
         source: Box<kube::Error>,
     },
     /// Something did not happen in time.
@@ -53,5 +52,36 @@ impl ChaosError {
             what,
             source: Box::new(source),
         }
+    }
+}
+
+/// What the API server or the way to it says, in one sentence. (kube's own text repeats the whole status object.)
+pub fn kube_message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("status {} {}", status.code, status.reason),
+        kube::Error::Service(inner) => deepest(inner.as_ref()),
+        kube::Error::HyperError(inner) => deepest(inner),
+        other => other.to_string(),
+    }
+}
+
+/// The cause behind the causes: "connection refused" rather than "client error (Connect)".
+fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
+    match error.source() {
+        Some(inner) => deepest(inner),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_error_is_one_sentence() {
+        let status = kube::core::Status::failure("pods \"a\" not found", "NotFound").with_code(404);
+        let error = ChaosError::kube("reading pod x/a")(kube::Error::Api(Box::new(status)));
+        assert_eq!(error.to_string(), "reading pod x/a: pods \"a\" not found");
     }
 }

@@ -25,7 +25,7 @@ mod model;
 pub mod report;
 
 pub use engine::{Context, Experiment, Observer, Options};
-pub use error::{ChaosError, Result};
+pub use error::{ChaosError, Result, kube_message};
 pub use model::{
     Abort, Definition, Event, Fault, Mode, Outcome, Probe, ProbeResult, Requests, Target, Verdict,
 };
