@@ -8,6 +8,7 @@
 
 mod autoscaler;
 mod context;
+mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoints;
@@ -15,6 +16,7 @@ mod error;
 mod event_ttl;
 mod garbage;
 mod inventory;
+mod job;
 mod namespaces;
 mod owners;
 mod pod_control;
@@ -88,6 +90,8 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     let replica_sets = Arc::new(replica_set::ReplicaSets::new(context.clone()));
     let endpoints = Arc::new(endpoints::EndpointsController::new(context.clone()));
     let scheduler = Arc::new(scheduler::Scheduler::new(context.clone()));
+    let daemon_sets = Arc::new(daemon_set::DaemonSets::new(context.clone()));
+    let jobs = Arc::new(job::Jobs::new(context.clone()));
     let budgets = Arc::new(disruption::Budgets::new(context.clone()));
     let furniture = Arc::new(service_accounts::NamespaceFurniture::new(context.clone()));
     let token_secrets = Arc::new(service_accounts::TokenSecrets::new(context.clone()));
@@ -113,6 +117,8 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     spawn(&mut tasks, namespaces, &shutdown);
     spawn(&mut tasks, autoscalers, &shutdown);
     spawn(&mut tasks, budgets, &shutdown);
+    spawn(&mut tasks, daemon_sets, &shutdown);
+    spawn(&mut tasks, jobs, &shutdown);
     tasks.spawn(event_ttl::run(context.clone(), shutdown.clone()));
     while tasks.join_next().await.is_some() {}
     Ok(())

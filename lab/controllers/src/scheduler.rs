@@ -160,7 +160,7 @@ fn wants_a_node(pod: &Pod) -> bool {
 }
 
 /// Why a node does not take a pod, in the words users know.
-fn obstacle(pod: &Pod, node: &Node) -> Option<String> {
+pub(crate) fn obstacle(pod: &Pod, node: &Node) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     let tolerations = spec.tolerations.as_deref().unwrap_or_default();
     let node_spec = node.spec.clone().unwrap_or_default();

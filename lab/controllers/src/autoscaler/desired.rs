@@ -25,7 +25,6 @@ pub(crate) struct Usage {
 /// What the calculation knows of a pod.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    pub(crate) name: String,
     pub(crate) phase: String,
     pub(crate) deleted: bool,
     pub(crate) started: Option<Timestamp>,
@@ -259,7 +258,6 @@ mod tests {
 
     fn sample(usage: Option<i64>) -> Sample {
         Sample {
-            name: "p".into(),
             phase: "Running".into(),
             deleted: false,
             started: Some("2026-01-01T00:00:00Z".parse().unwrap()),

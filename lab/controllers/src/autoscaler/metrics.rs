@@ -111,7 +111,6 @@ pub(crate) fn samples(
                 }),
                 request: request(pod, resource, container),
                 usage,
-                name,
             }
         })
         .collect()

@@ -174,7 +174,7 @@ impl EndpointsController {
             service.labels(),
             SLICE_CONTROLLER,
             desired::is_headless(service),
-            { controller_reference(service.as_ref()) },
+            controller_reference(service.as_ref()),
         );
         let groups = desired::groups(service, &pods, |node| self.zone(node));
         self.apply(

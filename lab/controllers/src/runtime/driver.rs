@@ -25,14 +25,6 @@ pub(crate) enum Again {
 }
 
 impl Again {
-    /// The earlier of two wishes.
-    pub(crate) fn or(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::After(a), Self::After(b)) => Self::After(a.min(b)),
-            (Self::Never, other) | (other, Self::Never) => other,
-        }
-    }
-
     pub(crate) fn after(delay: Option<Duration>) -> Self {
         delay.map_or(Self::Never, Self::After)
     }
