@@ -368,7 +368,7 @@ fn world(seed: u64, router: bool) -> String {
             if rules.is_empty() {
                 " []\n".to_owned()
             } else {
-                rules
+                format!("\n{rules}")
             },
             if rng.random_bool(0.4) {
                 l4
