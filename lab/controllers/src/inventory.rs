@@ -223,7 +223,8 @@ impl Inventory {
         tasks.shutdown().await;
     }
 
-    async fn discover(&self) -> Result<Vec<Arc<Kind>>> {
+    /// Asks the API server for all kinds that can be listed, watched and deleted.
+    pub(crate) async fn discover(&self) -> Result<Vec<Arc<Kind>>> {
         let found = Discovery::new(self.client.clone())
             .run_aggregated()
             .await

@@ -101,14 +101,10 @@ impl Namespaces {
         Ok(left)
     }
 
-    async fn empty_all(&self, namespace: &str) -> (Left, Vec<Error>) {
-        let kinds: Vec<Arc<Kind>> = self
-            .inventory
-            .kinds()
-            .iter()
-            .filter(|kind| kind.namespaced)
-            .cloned()
-            .collect();
+    async fn empty_all(&self, namespace: &str) -> Result<(Left, Vec<Error>)> {
+        // Discovered anew: a kind whose definition was made a moment ago counts too.
+        let mut kinds = self.inventory.discover().await?;
+        kinds.retain(|kind| kind.namespaced);
         let results: Vec<Result<Left>> = futures::stream::iter(kinds)
             .map(|kind| self.empty(kind, namespace))
             .buffer_unordered(PARALLEL)
@@ -122,7 +118,7 @@ impl Namespaces {
                 Err(error) => errors.push(error),
             }
         }
-        (left, errors)
+        Ok((left, errors))
     }
 
     async fn show(&self, namespace: &Namespace, left: &Left, errors: &[Error]) -> Result<()> {
@@ -337,10 +333,6 @@ impl Controller for Namespaces {
         else {
             return Ok(Again::Never);
         };
-        if self.inventory.kinds().is_empty() {
-            // Nothing is known to be empty before the kinds are known.
-            return Ok(Again::After(Duration::from_millis(100)));
-        }
         let finalizers = namespace
             .spec
             .as_ref()
@@ -349,7 +341,7 @@ impl Controller for Namespaces {
         if !finalizers.iter().any(|f| f == "kubernetes") {
             return Ok(Again::Never);
         }
-        let (left, errors) = self.empty_all(&key.name).await;
+        let (left, errors) = self.empty_all(&key.name).await?;
         if left.objects.is_empty() && errors.is_empty() {
             self.finalize(&namespace).await?;
             return Ok(Again::Never);

@@ -1,5 +1,7 @@
 //! The scale subresource: replicas of anything, seen as `autoscaling/v1 Scale`.
 
+use std::sync::Arc;
+
 use axum::response::Response;
 use serde_json::{Map, Value, json};
 
@@ -85,8 +87,22 @@ fn selector_text(selector: &Value) -> String {
     terms.join(",")
 }
 
+/// What is missing is the scale: `deployments/scale.apps "web" not found`.
+fn find(context: &Context) -> Result<Arc<Object>> {
+    read::find(context).map_err(|error| match (error.code(), context.resource.group.as_str()) {
+        (404, group) => {
+            let dot = if group.is_empty() { "" } else { "." };
+            let (plural, name) = (&context.resource.plural, context.name().unwrap_or_default());
+            let message = format!("{plural}/scale{dot}{group} \"{name}\" not found");
+            ApiError::new(404, "NotFound", message)
+                .with_details(json!({"name": name, "group": group, "kind": format!("{plural}/scale")}))
+        }
+        _ => error,
+    })
+}
+
 pub(super) fn get(context: &Context) -> Result<Response> {
-    let object = read::find(context)?;
+    let object = find(context)?;
     Ok(context.value_response(200, &scale_of(paths(context)?, &object)))
 }
 
