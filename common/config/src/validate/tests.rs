@@ -587,21 +587,16 @@ fn good_objects_survive_bad_neighbours() {
     assert_eq!(names, ["ServiceEntry d/one", "ServiceEntry d/five"]);
     let errors: Vec<_> = parsed.errors.iter().map(ToString::to_string).collect();
     let expected = [
-        "f:7: not readable as YAML",
+        "f:6: not readable as YAML",
         "f:8: ServiceEntry two: apiVersion: \"networking.istio.io/v9\" is not a version of ServiceEntry; accepted: networking.istio.io/v1alpha3",
         "f:14: ServiceEntri three: kind: networking.istio.io has no kind \"ServiceEntri\"; accepted: VirtualService, ",
-        "f:18: \"a text\" is not an object",
-        "f:25: ServiceEntry: metadata: the object has no name",
+        "f:18: a text is not an object",
+        "f:26: ServiceEntry: metadata: the object has no name",
     ];
     assert_eq!(errors.len(), expected.len(), "{errors:#?}");
-    for (error, expected) in errors.iter().zip(&expected[..3]) {
+    for (error, expected) in errors.iter().zip(&expected) {
         assert!(error.starts_with(expected), "{error}\n{expected}");
     }
-    assert!(errors[3].contains("a text is not an object"), "{errors:#?}");
-    assert!(
-        errors[4].contains("ServiceEntry: metadata: the object has no name"),
-        "{errors:#?}"
-    );
     assert_eq!(parsed.skipped.len(), 1);
     assert_eq!(parsed.skipped[0].kind.as_deref(), Some("Service"));
 }

@@ -19,6 +19,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::utils::ResetTimerBackoff;
 use kube::runtime::watcher::{self, Event, ExponentialBackoff};
 use mesh_config::{ConfigError, ConfigKind, Meta, ObjectKey, Scope, Store, TypedObject, parse};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::publish::{ConfigSource, Publisher, Status, Subscription};
@@ -99,10 +100,17 @@ impl KubernetesSource {
             publisher: &self.publisher,
             store: Store::new(),
             lists: BTreeMap::new(),
+            failed_at: BTreeMap::new(),
         };
+        let mut calm = tokio::time::interval(self.options.retry_max);
         loop {
             let chunk = tokio::select! {
                 () = shutdown.cancelled() => return,
+                _ = calm.tick() => {
+                    // No attempt waits longer than twice the longest back-off.
+                    intake.forgive(self.options.retry_max * 3);
+                    continue;
+                }
                 chunk = events.next() => chunk,
             };
             // Watchers never end; with no kinds at all there is nothing to wait for but the end.
@@ -167,6 +175,8 @@ struct Intake<'a> {
     publisher: &'a Publisher,
     store: Store,
     lists: BTreeMap<ConfigKind, List>,
+    /// When a kind that shows an error failed last.
+    failed_at: BTreeMap<ConfigKind, Instant>,
 }
 
 impl Intake<'_> {
@@ -218,11 +228,10 @@ impl Intake<'_> {
         let prefix = format!("{kind} ");
         self.publisher
             .retain_rejected(|what| !what.starts_with(&prefix) || named.contains(what));
+        self.failed_at.remove(&kind);
         self.publisher.update_status(|status| {
+            recover(status, kind);
             let status = status.kinds.entry(kind).or_default();
-            if status.error.take().is_some() || status.not_installed {
-                tracing::info!(%kind, "config kind is read again");
-            }
             status.listed = true;
             status.not_installed = false;
         });
@@ -234,6 +243,9 @@ impl Intake<'_> {
             watcher::Error::InitialListFailed(kube::Error::Api(status)) if status.code == 404
         );
         let text = chain(error);
+        if !not_installed {
+            self.failed_at.insert(kind, Instant::now());
+        }
         self.publisher.update_status(|status| {
             let status = status.kinds.entry(kind).or_default();
             status.errors += 1;
@@ -250,6 +262,19 @@ impl Intake<'_> {
         });
     }
 
+    /// Takes back the errors of kinds that have not failed again for `quiet`. A watch that starts again after failures
+    /// says nothing of it until something changes, so silence is the sign of success.
+    fn forgive(&mut self, quiet: Duration) {
+        let publisher = self.publisher;
+        self.failed_at.retain(|kind, failed| {
+            let recovered = failed.elapsed() > quiet;
+            if recovered {
+                publisher.update_status(|status| recover(status, *kind));
+            }
+            !recovered
+        });
+    }
+
     fn count(&self, kind: ConfigKind) {
         self.publisher
             .update_status(|status| status.kinds.entry(kind).or_default().events += 1);
@@ -258,6 +283,13 @@ impl Intake<'_> {
     fn is_complete(&self) -> bool {
         let status = self.publisher.status();
         status.kinds.values().all(|k| k.listed || k.not_installed)
+    }
+}
+
+fn recover(status: &mut Status, kind: ConfigKind) {
+    let status = status.kinds.entry(kind).or_default();
+    if status.error.take().is_some() || status.not_installed {
+        tracing::info!(%kind, "config kind is read again");
     }
 }
 
