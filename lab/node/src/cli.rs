@@ -77,13 +77,19 @@ impl Cli {
             Command::Daemon(args) => daemon::run(args),
             Command::Down(DownArgs { state_dir, purge }) => {
                 let state = lab::state::StateDir::open(&state_dir)?;
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(lab::down::run(&state, purge)).map(|()| ExitCode::SUCCESS)
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()?;
+                runtime
+                    .block_on(lab::down::run(&state, purge))
+                    .map(|()| ExitCode::SUCCESS)
             }
             Command::Holder => lab::holder::run().map(|()| ExitCode::SUCCESS),
             Command::Pause { spec } => pod::sandbox::run_pause(&spec).map(|()| ExitCode::SUCCESS),
             Command::Shim { spec } => container::shim::run(&spec).map(|()| ExitCode::SUCCESS),
-            Command::ContainerInit { spec } => container::init::run(&spec).map(|()| ExitCode::SUCCESS),
+            Command::ContainerInit { spec } => {
+                container::init::run(&spec).map(|()| ExitCode::SUCCESS)
+            }
             Command::Enter { spec } => container::enter::run(&spec),
             Command::EnterExec { spec } => container::enter::run_exec(&spec),
         }

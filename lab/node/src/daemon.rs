@@ -48,13 +48,23 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub(crate) fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
-    let DaemonArgs { state_dir, bin_dir, envoy, images, listen, node_name, log } = args;
+    let DaemonArgs {
+        state_dir,
+        bin_dir,
+        envoy,
+        images,
+        listen,
+        node_name,
+        log,
+    } = args;
     logging::init(&log)?;
     mesh_service::install_tls_provider();
     let state = StateDir::create(&state_dir)?;
     let lock = state.lock()?;
     let bin_dir = match bin_dir {
-        Some(dir) => dir.canonicalize().with_context(|| format!("--bin-dir {}", dir.display()))?,
+        Some(dir) => dir
+            .canonicalize()
+            .with_context(|| format!("--bin-dir {}", dir.display()))?,
         None => std::env::current_exe()
             .context("finding this program's directory")?
             .parent()
@@ -64,7 +74,9 @@ pub(crate) fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
     let envoy = find_envoy(envoy, &bin_dir)?;
     let images = Images::load(images.as_deref(), bin_dir, envoy)?;
     let host_listener = bind(listen, &state)?;
-    let address = host_listener.local_addr().context("address of the API listener")?;
+    let address = host_listener
+        .local_addr()
+        .context("address of the API listener")?;
 
     // From here on nothing of the host's network or mounts can be touched. No thread exists yet.
     let lab = Lab::enter(&state)?;
@@ -72,7 +84,14 @@ pub(crate) fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("starting the runtime")?
-        .block_on(serve(Parts { state, lab, images, host_listener, address, node_name }))?;
+        .block_on(serve(Parts {
+            state,
+            lab,
+            images,
+            host_listener,
+            address,
+            node_name,
+        }))?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }
@@ -80,7 +99,8 @@ pub(crate) fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
 /// Same port as last time, if the user leaves the choice to us: kubeconfigs stay valid.
 fn bind(listen: SocketAddr, state: &StateDir) -> anyhow::Result<TcpListener> {
     if listen.port() == 0
-        && let Some(last) = files::read_json::<SocketAddr>(&state.root().join("listen.json")).unwrap_or(None)
+        && let Some(last) =
+            files::read_json::<SocketAddr>(&state.root().join("listen.json")).unwrap_or(None)
         && last.ip() == listen.ip()
         && let Ok(listener) = TcpListener::bind(last)
     {
@@ -94,12 +114,18 @@ fn bind(listen: SocketAddr, state: &StateDir) -> anyhow::Result<TcpListener> {
 /// The given binary, or the nearest one.
 fn find_envoy(given: Option<PathBuf>, bin_dir: &Path) -> anyhow::Result<Option<PathBuf>> {
     if let Some(path) = given {
-        return path.canonicalize().map(Some).with_context(|| format!("--envoy {}", path.display()));
+        return path
+            .canonicalize()
+            .map(Some)
+            .with_context(|| format!("--envoy {}", path.display()));
     }
     let beside = bin_dir.join("envoy");
     let tools = bin_dir.ancestors().map(|dir| dir.join(".tools/envoy"));
     let tools_bin = bin_dir.ancestors().map(|dir| dir.join(".tools/bin/envoy"));
-    let found = std::iter::once(beside).chain(tools).chain(tools_bin).find(|path| path.is_file());
+    let found = std::iter::once(beside)
+        .chain(tools)
+        .chain(tools_bin)
+        .find(|path| path.is_file());
     Ok(found.or_else(|| crate::tools::which("envoy")))
 }
 
@@ -113,8 +139,19 @@ struct Parts {
 }
 
 async fn serve(parts: Parts) -> anyhow::Result<()> {
-    let Parts { state, lab, images, host_listener, address, node_name } = parts;
-    let Lab { holder, host_net, adopted } = lab;
+    let Parts {
+        state,
+        lab,
+        images,
+        host_listener,
+        address,
+        node_name,
+    } = parts;
+    let Lab {
+        holder,
+        host_net,
+        adopted,
+    } = lab;
     let drain = Drain::on_signals().context("signal handlers")?;
     let api = open_api(&state, &node_name).await?;
     let stop = CancellationToken::new();
@@ -140,12 +177,23 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     });
     let usage = Arc::new(Sampler::default());
     tasks.spawn(usage.clone().run(context.clone(), stop.clone()));
-    api.set_kubelet(Arc::new(NodeKubelet { context: context.clone(), usage }));
-    tasks.spawn(node::run(client.clone(), node_name.clone(), recorder, stop.clone()));
+    api.set_kubelet(Arc::new(NodeKubelet {
+        context: context.clone(),
+        usage,
+    }));
+    tasks.spawn(node::run(
+        client.clone(),
+        node_name.clone(),
+        recorder,
+        stop.clone(),
+    ));
 
     let stop_pods = CancellationToken::new();
     let pods = tokio::spawn(manager::run(context, stop_pods.clone()));
-    let controllers = lab_controllers::Config { cluster_ca_pem: api.ca_certificate().to_owned(), ..Default::default() };
+    let controllers = lab_controllers::Config {
+        cluster_ca_pem: api.ca_certificate().to_owned(),
+        ..Default::default()
+    };
     let controllers = tokio::spawn(lab_controllers::run(
         api.client("system:kube-controller-manager"),
         controllers,
@@ -180,7 +228,9 @@ async fn open_api(state: &StateDir, node_name: &str) -> anyhow::Result<ApiServer
         advertise: Some((GATEWAY, API_PORT).into()),
         ..lab_kubernetes::Config::new(state.root())
     };
-    ApiServer::open(config).await.context("starting the API server")
+    ApiServer::open(config)
+        .await
+        .context("starting the API server")
 }
 
 /// Serves the API on the host's loopback, on the VIP, and on the node's address.
@@ -190,10 +240,15 @@ async fn listen(
     stop: &CancellationToken,
     host_listener: TcpListener,
 ) -> anyhow::Result<()> {
-    host_listener.set_nonblocking(true).context("API listener")?;
+    host_listener
+        .set_nonblocking(true)
+        .context("API listener")?;
     let host = tokio::net::TcpListener::from_std(host_listener).context("API listener")?;
     let mut listeners = vec![host];
-    for inside in [SocketAddr::from((KUBERNETES_IP, 443)), SocketAddr::from((GATEWAY, API_PORT))] {
+    for inside in [
+        SocketAddr::from((KUBERNETES_IP, 443)),
+        SocketAddr::from((GATEWAY, API_PORT)),
+    ] {
         let listener = tokio::net::TcpListener::bind(inside).await;
         listeners.push(listener.with_context(|| format!("listening on {inside} inside the lab"))?);
     }
@@ -239,11 +294,19 @@ fn start_network(
 }
 
 /// Writes kubeconfig and lab.json, and says that the API is up.
-fn announce(api: &ApiServer, state: &StateDir, address: SocketAddr, node: &str, adopted: bool) -> anyhow::Result<()> {
+fn announce(
+    api: &ApiServer,
+    state: &StateDir,
+    address: SocketAddr,
+    node: &str,
+    adopted: bool,
+) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let kubeconfig = state.kubeconfig();
-    files::write_atomic(&kubeconfig, api.admin_kubeconfig(address).as_bytes()).context("writing the kubeconfig")?;
-    std::fs::set_permissions(&kubeconfig, std::fs::Permissions::from_mode(0o600)).context("restricting the kubeconfig")?;
+    files::write_atomic(&kubeconfig, api.admin_kubeconfig(address).as_bytes())
+        .context("writing the kubeconfig")?;
+    std::fs::set_permissions(&kubeconfig, std::fs::Permissions::from_mode(0o600))
+        .context("restricting the kubeconfig")?;
     let pid = i32::try_from(std::process::id()).context("pid out of range")?;
     let me = ProcId::of(pid).context("reading this process's start time")?;
     let info = LabInfo {
@@ -256,7 +319,16 @@ fn announce(api: &ApiServer, state: &StateDir, address: SocketAddr, node: &str, 
         node: node.to_owned(),
     };
     files::write_json(&state.lab_json(), &info)?;
-    tracing::info!(adopted, "API server at {}, kubeconfig {}", info.api_server, kubeconfig.display());
-    println!("API server at {}, kubeconfig {}", info.api_server, kubeconfig.display());
+    tracing::info!(
+        adopted,
+        "API server at {}, kubeconfig {}",
+        info.api_server,
+        kubeconfig.display()
+    );
+    println!(
+        "API server at {}, kubeconfig {}",
+        info.api_server,
+        kubeconfig.display()
+    );
     Ok(())
 }

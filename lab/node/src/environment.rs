@@ -26,8 +26,18 @@ pub(crate) struct Inputs<'a> {
 }
 
 /// Builds the environment. The error is what the user sees as `CreateContainerConfigError`.
-pub(crate) fn build(inputs: &Inputs<'_>, objects: &Objects) -> Result<Vec<(String, String)>, String> {
-    let Inputs { pod, container, hostname, uid, services, .. } = inputs;
+pub(crate) fn build(
+    inputs: &Inputs<'_>,
+    objects: &Objects,
+) -> Result<Vec<(String, String)>, String> {
+    let Inputs {
+        pod,
+        container,
+        hostname,
+        uid,
+        services,
+        ..
+    } = inputs;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     let mut env: BTreeMap<String, String> = BTreeMap::new();
     let mut set = |name: &str, value: String| {
@@ -37,7 +47,12 @@ pub(crate) fn build(inputs: &Inputs<'_>, objects: &Objects) -> Result<Vec<(Strin
     set("HOME", privileges::home(*uid).into());
     set("HOSTNAME", (*hostname).to_owned());
     kubernetes_variables(&mut set);
-    if pod.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true) {
+    if pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.enable_service_links)
+        .unwrap_or(true)
+    {
         service_variables(services, namespace, &mut set);
     }
     for source in container.env_from.iter().flatten() {
@@ -57,7 +72,10 @@ pub(crate) fn build(inputs: &Inputs<'_>, objects: &Objects) -> Result<Vec<(Strin
             match objects.secret(namespace, &reference.name) {
                 Some(secret) => {
                     for (key, value) in secret.data.iter().flatten() {
-                        set(&format!("{prefix}{key}"), String::from_utf8_lossy(&value.0).into_owned());
+                        set(
+                            &format!("{prefix}{key}"),
+                            String::from_utf8_lossy(&value.0).into_owned(),
+                        );
                     }
                 }
                 None if reference.optional == Some(true) => {}
@@ -83,7 +101,9 @@ fn value_from(
     namespace: &str,
     objects: &Objects,
 ) -> Result<Option<String>, String> {
-    let Some(source) = &variable.value_from else { return Ok(Some(String::new())) };
+    let Some(source) = &variable.value_from else {
+        return Ok(Some(String::new()));
+    };
     if let Some(selector) = &source.field_ref {
         return fields::field(inputs.pod, inputs.ip, selector).map(Some);
     }
@@ -92,33 +112,59 @@ fn value_from(
         let container = selector
             .container_name
             .as_ref()
-            .and_then(|name| spec?.containers.iter().find(|container| container.name == *name))
+            .and_then(|name| {
+                spec?
+                    .containers
+                    .iter()
+                    .find(|container| container.name == *name)
+            })
             .unwrap_or(inputs.container);
         return fields::resource(container, selector).map(Some);
     }
     if let Some(selector) = &source.config_map_key_ref {
         let optional = selector.optional == Some(true);
         let Some(map) = objects.config_map(namespace, &selector.name) else {
-            return if optional { Ok(None) } else { Err(format!("configmap \"{}\" not found", selector.name)) };
+            return if optional {
+                Ok(None)
+            } else {
+                Err(format!("configmap \"{}\" not found", selector.name))
+            };
         };
         return match map.data.as_ref().and_then(|data| data.get(&selector.key)) {
             Some(value) => Ok(Some(value.clone())),
             None if optional => Ok(None),
-            None => Err(format!("couldn't find key {} in ConfigMap {namespace}/{}", selector.key, selector.name)),
+            None => Err(format!(
+                "couldn't find key {} in ConfigMap {namespace}/{}",
+                selector.key, selector.name
+            )),
         };
     }
     if let Some(selector) = &source.secret_key_ref {
         let optional = selector.optional == Some(true);
         let Some(secret) = objects.secret(namespace, &selector.name) else {
-            return if optional { Ok(None) } else { Err(format!("secret \"{}\" not found", selector.name)) };
+            return if optional {
+                Ok(None)
+            } else {
+                Err(format!("secret \"{}\" not found", selector.name))
+            };
         };
-        return match secret.data.as_ref().and_then(|data| data.get(&selector.key)) {
+        return match secret
+            .data
+            .as_ref()
+            .and_then(|data| data.get(&selector.key))
+        {
             Some(value) => Ok(Some(String::from_utf8_lossy(&value.0).into_owned())),
             None if optional => Ok(None),
-            None => Err(format!("couldn't find key {} in Secret {namespace}/{}", selector.key, selector.name)),
+            None => Err(format!(
+                "couldn't find key {} in Secret {namespace}/{}",
+                selector.key, selector.name
+            )),
         };
     }
-    Err(format!("env {}: valueFrom needs fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef", variable.name))
+    Err(format!(
+        "env {}: valueFrom needs fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef",
+        variable.name
+    ))
 }
 
 fn kubernetes_variables(set: &mut impl FnMut(&str, String)) {
@@ -134,8 +180,14 @@ fn kubernetes_variables(set: &mut impl FnMut(&str, String)) {
 }
 
 fn service_variables(services: &ServiceTable, namespace: &str, set: &mut impl FnMut(&str, String)) {
-    for service in services.services.values().filter(|service| service.namespace == namespace) {
-        let (Some(vip), Some(first)) = (service.cluster_ip, service.ports.first()) else { continue };
+    for service in services
+        .services
+        .values()
+        .filter(|service| service.namespace == namespace)
+    {
+        let (Some(vip), Some(first)) = (service.cluster_ip, service.ports.first()) else {
+            continue;
+        };
         if service.name == "kubernetes" {
             continue;
         }
@@ -143,11 +195,17 @@ fn service_variables(services: &ServiceTable, namespace: &str, set: &mut impl Fn
         set(&format!("{name}_SERVICE_HOST"), vip.to_string());
         set(&format!("{name}_SERVICE_PORT"), first.port.to_string());
         let protocol = first.protocol.to_lowercase();
-        set(&format!("{name}_PORT"), format!("{protocol}://{vip}:{}", first.port));
+        set(
+            &format!("{name}_PORT"),
+            format!("{protocol}://{vip}:{}", first.port),
+        );
         for port in &service.ports {
             if !port.name.is_empty() {
                 let port_name = port.name.to_uppercase().replace('-', "_");
-                set(&format!("{name}_SERVICE_PORT_{port_name}"), port.port.to_string());
+                set(
+                    &format!("{name}_SERVICE_PORT_{port_name}"),
+                    port.port.to_string(),
+                );
             }
             let protocol = port.protocol.to_lowercase();
             let base = format!("{name}_PORT_{}_{}", port.port, port.protocol);
@@ -169,7 +227,10 @@ pub(crate) fn expand(text: &str, env: &BTreeMap<String, String>) -> String {
         if let Some(after) = after.strip_prefix('$') {
             out.push('$');
             rest = after;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
+        } else if let Some((name, tail)) = after
+            .strip_prefix('(')
+            .and_then(|inner| inner.split_once(')'))
+        {
             match env.get(name) {
                 Some(value) => out.push_str(value),
                 None => {
@@ -195,9 +256,13 @@ mod tests {
     #[test]
     fn references_expand_and_unknown_ones_stay() {
         let env = BTreeMap::from([("A".to_owned(), "1".to_owned())]);
-        for (text, expected) in
-            [("x$(A)y", "x1y"), ("$(B)", "$(B)"), ("$$(A)", "$(A)"), ("$A $", "$A $"), ("$(A", "$(A")]
-        {
+        for (text, expected) in [
+            ("x$(A)y", "x1y"),
+            ("$(B)", "$(B)"),
+            ("$$(A)", "$(A)"),
+            ("$A $", "$A $"),
+            ("$(A", "$(A"),
+        ] {
             assert_eq!(expand(text, &env), expected, "{text}");
         }
     }

@@ -10,7 +10,11 @@ use k8s_openapi::{
 use crate::network::GATEWAY;
 
 /// The value of a field of the pod.
-pub(crate) fn field(pod: &Pod, ip: Ipv4Addr, selector: &ObjectFieldSelector) -> Result<String, String> {
+pub(crate) fn field(
+    pod: &Pod,
+    ip: Ipv4Addr,
+    selector: &ObjectFieldSelector,
+) -> Result<String, String> {
     let path = selector.field_path.as_str();
     let meta = &pod.metadata;
     let spec = pod.spec.as_ref();
@@ -20,7 +24,11 @@ pub(crate) fn field(pod: &Pod, ip: Ipv4Addr, selector: &ObjectFieldSelector) -> 
             "metadata.annotations" => &meta.annotations,
             _ => return Err(unknown(path)),
         };
-        return Ok(map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default());
+        return Ok(map
+            .as_ref()
+            .and_then(|map| map.get(key))
+            .cloned()
+            .unwrap_or_default());
     }
     Ok(match path {
         "metadata.name" => meta.name.clone().unwrap_or_default(),
@@ -28,10 +36,12 @@ pub(crate) fn field(pod: &Pod, ip: Ipv4Addr, selector: &ObjectFieldSelector) -> 
         "metadata.uid" => meta.uid.clone().unwrap_or_default(),
         "metadata.labels" => lines(meta.labels.as_ref()),
         "metadata.annotations" => lines(meta.annotations.as_ref()),
-        "spec.nodeName" => spec.and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
-        "spec.serviceAccountName" => {
-            spec.and_then(|spec| spec.service_account_name.clone()).unwrap_or_else(|| "default".into())
-        }
+        "spec.nodeName" => spec
+            .and_then(|spec| spec.node_name.clone())
+            .unwrap_or_default(),
+        "spec.serviceAccountName" => spec
+            .and_then(|spec| spec.service_account_name.clone())
+            .unwrap_or_else(|| "default".into()),
         "status.podIP" | "status.podIPs" => ip.to_string(),
         "status.hostIP" | "status.hostIPs" => GATEWAY.to_string(),
         _ => return Err(unknown(path)),
@@ -53,12 +63,22 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// One `key="value"` per line, as the downward API writes maps.
 fn lines(map: Option<&BTreeMap<String, String>>) -> String {
-    map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect::<Vec<_>>().join("\n")
+    map.into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// The value of a resource request or limit. A limit that is not set is the node's capacity.
-pub(crate) fn resource(container: &Container, selector: &ResourceFieldSelector) -> Result<String, String> {
-    let (kind, name) = selector.resource.split_once('.').ok_or_else(|| bad_resource(&selector.resource))?;
+pub(crate) fn resource(
+    container: &Container,
+    selector: &ResourceFieldSelector,
+) -> Result<String, String> {
+    let (kind, name) = selector
+        .resource
+        .split_once('.')
+        .ok_or_else(|| bad_resource(&selector.resource))?;
     let resources = container.resources.as_ref();
     let lists = match kind {
         "requests" => resources.and_then(|r| r.requests.as_ref()),
@@ -66,7 +86,8 @@ pub(crate) fn resource(container: &Container, selector: &ResourceFieldSelector) 
         _ => return Err(bad_resource(&selector.resource)),
     };
     let value = match lists.and_then(|list| list.get(name)) {
-        Some(quantity) => parse_quantity(quantity).ok_or_else(|| format!("{}: bad quantity {:?}", selector.resource, quantity.0))?,
+        Some(quantity) => parse_quantity(quantity)
+            .ok_or_else(|| format!("{}: bad quantity {:?}", selector.resource, quantity.0))?,
         None if kind == "requests" => 0.0,
         None => capacity(name),
     };
@@ -78,7 +99,9 @@ pub(crate) fn resource(container: &Container, selector: &ResourceFieldSelector) 
 }
 
 fn bad_resource(name: &str) -> String {
-    format!("resourceFieldRef {name} is not supported: accepted are requests.X and limits.X with X cpu, memory or ephemeral-storage")
+    format!(
+        "resourceFieldRef {name} is not supported: accepted are requests.X and limits.X with X cpu, memory or ephemeral-storage"
+    )
 }
 
 /// CPUs, or bytes of memory, of this machine.
@@ -88,7 +111,14 @@ pub(crate) fn capacity(resource: &str) -> f64 {
         "cpu" => std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64),
         _ => std::fs::read_to_string("/proc/meminfo")
             .ok()
-            .and_then(|text| text.lines().next()?.split_whitespace().nth(1)?.parse::<f64>().ok())
+            .and_then(|text| {
+                text.lines()
+                    .next()?
+                    .split_whitespace()
+                    .nth(1)?
+                    .parse::<f64>()
+                    .ok()
+            })
             .map_or(0.0, |kib| kib * 1024.0),
     }
 }
@@ -96,7 +126,9 @@ pub(crate) fn capacity(resource: &str) -> f64 {
 /// A Kubernetes quantity as a number: `250m` → 0.25, `64Mi` → 67108864.
 pub(crate) fn parse_quantity(quantity: &Quantity) -> Option<f64> {
     let text = quantity.0.trim();
-    let digits = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+'))).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '-' | '+')))
+        .unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let number: f64 = number.parse().ok()?;
     let factor = match suffix {
@@ -123,8 +155,17 @@ mod tests {
 
     #[test]
     fn quantities() {
-        for (text, value) in [("250m", 0.25), ("64Mi", 67_108_864.0), ("1.5", 1.5), ("2e3", 2000.0)] {
-            assert_eq!(parse_quantity(&Quantity(text.into())), Some(value), "{text}");
+        for (text, value) in [
+            ("250m", 0.25),
+            ("64Mi", 67_108_864.0),
+            ("1.5", 1.5),
+            ("2e3", 2000.0),
+        ] {
+            assert_eq!(
+                parse_quantity(&Quantity(text.into())),
+                Some(value),
+                "{text}"
+            );
         }
         assert_eq!(parse_quantity(&Quantity("12parsecs".into())), None);
     }
@@ -135,10 +176,21 @@ mod tests {
         pod.metadata.labels = Some([("app".to_owned(), "x\"y".to_owned())].into());
         let ip = Ipv4Addr::LOCALHOST;
         let get = |path: &str| {
-            field(&pod, ip, &ObjectFieldSelector { field_path: path.into(), ..Default::default() })
+            field(
+                &pod,
+                ip,
+                &ObjectFieldSelector {
+                    field_path: path.into(),
+                    ..Default::default()
+                },
+            )
         };
         assert_eq!(get("metadata.labels['app']").unwrap(), "x\"y");
         assert_eq!(get("metadata.labels").unwrap(), r#"app="x\"y""#);
-        assert!(get("metadata.nonsense").unwrap_err().contains("metadata.nonsense"));
+        assert!(
+            get("metadata.nonsense")
+                .unwrap_err()
+                .contains("metadata.nonsense")
+        );
     }
 }

@@ -54,12 +54,21 @@ pub(crate) struct Image {
 impl Image {
     /// The binaries as mounts.
     pub(crate) fn mounts(&self) -> Vec<Binary> {
-        self.binaries.iter().map(|(name, path)| Binary { name: name.clone(), path: path.clone() }).collect()
+        self.binaries
+            .iter()
+            .map(|(name, path)| Binary {
+                name: name.clone(),
+                path: path.clone(),
+            })
+            .collect()
     }
 
     /// An identity for `imageID`.
     pub(crate) fn id(&self) -> String {
-        self.binaries.first().map_or_else(|| self.entrypoint.join(" "), |(_, path)| format!("file://{}", path.display()))
+        self.binaries.first().map_or_else(
+            || self.entrypoint.join(" "),
+            |(_, path)| format!("file://{}", path.display()),
+        )
     }
 }
 
@@ -73,17 +82,29 @@ pub(crate) struct Images {
 
 impl Images {
     /// Reads the `--images` file, if there is one.
-    pub(crate) fn load(file: Option<&Path>, bin_dir: PathBuf, envoy: Option<PathBuf>) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        file: Option<&Path>,
+        bin_dir: PathBuf,
+        envoy: Option<PathBuf>,
+    ) -> anyhow::Result<Self> {
         let map = match file {
             Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("reading {}", path.display()))?;
                 serde_saphyr::from_str(&text).with_context(|| {
-                    format!("{}: expected a YAML map of image name to program path", path.display())
+                    format!(
+                        "{}: expected a YAML map of image name to program path",
+                        path.display()
+                    )
                 })?
             }
             None => BTreeMap::new(),
         };
-        Ok(Self { map, bin_dir, envoy })
+        Ok(Self {
+            map,
+            bin_dir,
+            envoy,
+        })
     }
 
     /// Resolves an image name; the error is what the user sees as the waiting message.
@@ -95,39 +116,63 @@ impl Images {
                 MapEntry::Full { binary, entrypoint } => (binary, entrypoint.as_slice()),
             };
             if !binary.is_file() {
-                return Err(format!("image \"{image}\": {} (named by the images file) does not exist", binary.display()));
+                return Err(format!(
+                    "image \"{image}\": {} (named by the images file) does not exist",
+                    binary.display()
+                ));
             }
             return Ok(self.image_of(short, binary.clone(), entrypoint.to_vec()));
         }
         if let Some((_, binary)) = BUILT_IN.iter().find(|(name, _)| *name == short) {
             let path = self.bin_dir.join(binary);
             if !path.is_file() {
-                return Err(format!("image \"{image}\": there is no {binary} in {} (build it, or give --bin-dir)", self.bin_dir.display()));
+                return Err(format!(
+                    "image \"{image}\": there is no {binary} in {} (build it, or give --bin-dir)",
+                    self.bin_dir.display()
+                ));
             }
             return Ok(self.image_of(binary, path, Vec::new()));
         }
         match tools::which(short) {
             // Programs of the system are in every container's /usr anyway.
-            Some(path) if path.starts_with("/usr") || path.starts_with("/bin") || path.starts_with("/sbin") => {
-                Ok(Image { entrypoint: vec![short.to_owned()], binaries: Vec::new() })
+            Some(path)
+                if path.starts_with("/usr")
+                    || path.starts_with("/bin")
+                    || path.starts_with("/sbin") =>
+            {
+                Ok(Image {
+                    entrypoint: vec![short.to_owned()],
+                    binaries: Vec::new(),
+                })
             }
             Some(path) => Ok(self.image_of(short, path, Vec::new())),
             None => Err(format!(
                 "image \"{image}\" is not known here: accepted are {}, names in the --images file, and programs on this \
                  machine's PATH (there is no \"{short}\")",
-                BUILT_IN.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+                BUILT_IN
+                    .iter()
+                    .map(|(name, _)| *name)
+                    .collect::<Vec<_>>()
+                    .join(", ")
             )),
         }
     }
 
     fn image_of(&self, name: &str, path: PathBuf, entrypoint: Vec<String>) -> Image {
-        let entrypoint = if entrypoint.is_empty() { vec![format!("/usr/local/bin/{name}")] } else { entrypoint };
+        let entrypoint = if entrypoint.is_empty() {
+            vec![format!("/usr/local/bin/{name}")]
+        } else {
+            entrypoint
+        };
         let is_proxy = name == WITH_ENVOY;
         let mut binaries = vec![(name.to_owned(), path)];
         if is_proxy && let Some(envoy) = &self.envoy {
             binaries.push(("envoy".to_owned(), envoy.clone()));
         }
-        Image { entrypoint, binaries }
+        Image {
+            entrypoint,
+            binaries,
+        }
     }
 }
 
@@ -144,7 +189,10 @@ mod tests {
 
     #[test]
     fn names_are_reduced_to_the_last_segment() {
-        assert_eq!(short_name("localhost:5000/istio/pilot:1.4.10@sha256:00"), "pilot");
+        assert_eq!(
+            short_name("localhost:5000/istio/pilot:1.4.10@sha256:00"),
+            "pilot"
+        );
         assert_eq!(short_name("sleep"), "sleep");
     }
 
@@ -153,7 +201,15 @@ mod tests {
         let images = Images::load(None, "/nonexistent".into(), None).unwrap();
         assert_eq!(images.resolve("bash:5").unwrap().entrypoint, ["bash"]);
         let message = images.resolve("no/such-image:1").unwrap_err();
-        assert!(message.contains("such-image") && message.contains("proxyv2"), "{message}");
-        assert!(images.resolve("istio/pilot").unwrap_err().contains("--bin-dir"));
+        assert!(
+            message.contains("such-image") && message.contains("proxyv2"),
+            "{message}"
+        );
+        assert!(
+            images
+                .resolve("istio/pilot")
+                .unwrap_err()
+                .contains("--bin-dir")
+        );
     }
 }

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
-        core::v1::{Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo, ObjectReference},
+        core::v1::{
+            Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo, ObjectReference,
+        },
     },
     apimachinery::pkg::{
         api::resource::Quantity,
@@ -53,7 +55,12 @@ pub(crate) async fn run(client: Client, name: String, events: Recorder, stop: Ca
                     ..Default::default()
                 };
                 events.emit(&about, NORMAL, "Starting", "Starting kubelet.".into());
-                events.emit(&about, NORMAL, "NodeReady", format!("Node {name} status is now: NodeReady"));
+                events.emit(
+                    &about,
+                    NORMAL,
+                    "NodeReady",
+                    format!("Node {name} status is now: NodeReady"),
+                );
             }
             Ok(()) => {}
             Err(error) => {
@@ -99,7 +106,9 @@ async fn register(client: &Client, name: &str) -> kube::Result<Option<String>> {
         api.create(&PostParams::default(), &node).await?;
     }
     let patch = serde_json::json!({ "status": status(name) });
-    let node = api.patch_status(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
+    let node = api
+        .patch_status(name, &PatchParams::default(), &Patch::Merge(&patch))
+        .await?;
     Ok(node.metadata.uid)
 }
 
@@ -115,23 +124,57 @@ fn status(name: &str) -> NodeStatus {
     };
     let capacity = [
         ("cpu", Quantity(format!("{:.0}", fields::capacity("cpu")))),
-        ("memory", Quantity(format!("{:.0}Ki", fields::capacity("memory") / 1024.0))),
+        (
+            "memory",
+            Quantity(format!("{:.0}Ki", fields::capacity("memory") / 1024.0)),
+        ),
         ("pods", Quantity("500".into())),
     ]
     .map(|(key, value)| (key.to_owned(), value));
-    let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let text = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
     NodeStatus {
         addresses: Some(vec![
-            NodeAddress { type_: "InternalIP".into(), address: GATEWAY.to_string() },
-            NodeAddress { type_: "Hostname".into(), address: name.into() },
+            NodeAddress {
+                type_: "InternalIP".into(),
+                address: GATEWAY.to_string(),
+            },
+            NodeAddress {
+                type_: "Hostname".into(),
+                address: name.into(),
+            },
         ]),
         capacity: Some(capacity.clone().into()),
         allocatable: Some(capacity.into()),
         conditions: Some(vec![
-            condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-            condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-            condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            condition(
+                "MemoryPressure",
+                "False",
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available",
+            ),
+            condition(
+                "DiskPressure",
+                "False",
+                "KubeletHasNoDiskPressure",
+                "kubelet has no disk pressure",
+            ),
+            condition(
+                "PIDPressure",
+                "False",
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available",
+            ),
+            condition(
+                "Ready",
+                "True",
+                "KubeletReady",
+                "kubelet is posting ready status",
+            ),
         ]),
         node_info: Some(NodeSystemInfo {
             architecture: go_arch().into(),
@@ -155,7 +198,10 @@ fn os_image() -> String {
     release
         .lines()
         .find_map(|line| line.strip_prefix("PRETTY_NAME="))
-        .map_or_else(|| "Linux".to_owned(), |name| name.trim_matches('"').to_owned())
+        .map_or_else(
+            || "Linux".to_owned(),
+            |name| name.trim_matches('"').to_owned(),
+        )
 }
 
 /// The architecture as Go names it.
@@ -171,7 +217,10 @@ async fn heartbeat(client: &Client, name: &str, uid: Option<&str>) -> kube::Resu
     let api: Api<Lease> = Api::namespaced(client.clone(), LEASE_NAMESPACE);
     let now = MicroTime(Timestamp::now());
     let renew = serde_json::json!({ "spec": { "holderIdentity": name, "renewTime": now } });
-    match api.patch(name, &PatchParams::default(), &Patch::Merge(&renew)).await {
+    match api
+        .patch(name, &PatchParams::default(), &Patch::Merge(&renew))
+        .await
+    {
         Ok(_) => return Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => {}
         Err(error) => return Err(error),

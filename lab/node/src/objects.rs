@@ -37,11 +37,19 @@ pub(crate) struct Objects {
 
 impl Objects {
     /// Starts the watches; they end with the tracker's tasks being dropped.
-    pub(crate) fn watch(client: &Client, tasks: &TaskTracker, stop: &tokio_util::sync::CancellationToken) -> Self {
+    pub(crate) fn watch(
+        client: &Client,
+        tasks: &TaskTracker,
+        stop: &tokio_util::sync::CancellationToken,
+    ) -> Self {
         let (config, config_changed) = watch::channel(0);
         let (network, network_changed) = watch::channel(0);
         let (config, network) = (Arc::new(config), Arc::new(network));
-        let spawner = Spawner { client, tasks, stop };
+        let spawner = Spawner {
+            client,
+            tasks,
+            stop,
+        };
         Self {
             config_maps: spawner.store(config.clone()),
             secrets: spawner.store(config),
@@ -54,7 +62,8 @@ impl Objects {
 
     /// A ConfigMap by name.
     pub(crate) fn config_map(&self, namespace: &str, name: &str) -> Option<Arc<ConfigMap>> {
-        self.config_maps.get(&ObjectRef::new(name).within(namespace))
+        self.config_maps
+            .get(&ObjectRef::new(name).within(namespace))
     }
 
     /// A Secret by name.
@@ -85,7 +94,11 @@ impl Spawner<'_> {
         K::DynamicType: Eq + Hash + Clone,
     {
         let (reader, writer) = reflector::store();
-        let events = watcher(Api::<K>::all(self.client.clone()), watcher::Config::default()).default_backoff();
+        let events = watcher(
+            Api::<K>::all(self.client.clone()),
+            watcher::Config::default(),
+        )
+        .default_backoff();
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let stream = reflector::reflector(writer, events).take_until(stop.cancelled_owned());

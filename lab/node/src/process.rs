@@ -52,7 +52,8 @@ impl ProcId {
 
     /// Sends a signal; false if the process is gone.
     pub(crate) fn signal(self, signal: Signal) -> bool {
-        self.open().is_some_and(|fd| pidfd_send_signal(fd.as_fd(), signal).is_ok())
+        self.open()
+            .is_some_and(|fd| pidfd_send_signal(fd.as_fd(), signal).is_ok())
     }
 
     /// Path below `/proc/PID`.
@@ -63,7 +64,10 @@ impl ProcId {
     /// Resolves when the process has exited (whether or not it is our child).
     pub(crate) async fn exited(self) {
         let Some(fd) = self.open() else { return };
-        #[expect(deprecated, reason = "its successor is unsafe to call; an OwnedFd keeps its promise, always the same descriptor")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe to call; an OwnedFd keeps its promise, always the same descriptor"
+        )]
         let watched = AsyncFd::with_interest(fd, Interest::READABLE);
         match watched {
             Ok(fd) => {
@@ -89,7 +93,9 @@ impl ProcId {
     /// namespace from default actions. Such a process is ended at once, as it would be outside a container.
     pub(crate) fn ignores_term_by_default(self) -> bool {
         const TERM: u64 = 1 << 14;
-        let Ok(status) = fs::read_to_string(self.proc("status")) else { return false };
+        let Ok(status) = fs::read_to_string(self.proc("status")) else {
+            return false;
+        };
         let mask = |key: &str| {
             status
                 .lines()

@@ -9,8 +9,14 @@ use std::{
 use anyhow::{Context as _, bail};
 
 /// Where system programs live, whatever the caller's PATH says.
-const SYSTEM_PATH: &[&str] =
-    &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+const SYSTEM_PATH: &[&str] = &[
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
 
 /// Finds a program on the system path, then on PATH.
 pub(crate) fn which(name: &str) -> Option<PathBuf> {
@@ -25,7 +31,8 @@ pub(crate) fn which(name: &str) -> Option<PathBuf> {
 
 fn is_executable(path: &std::path::Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata()
+        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// Fails with the packages to install if a tool is missing.
@@ -57,11 +64,19 @@ pub(crate) fn feed(program: &str, args: &[&str], input: &str) -> anyhow::Result<
         .spawn()
         .with_context(|| format!("starting {program}"))?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes()).with_context(|| format!("writing to {program}"))?;
+        stdin
+            .write_all(input.as_bytes())
+            .with_context(|| format!("writing to {program}"))?;
     }
-    let output = child.wait_with_output().with_context(|| format!("waiting for {program}"))?;
+    let output = child
+        .wait_with_output()
+        .with_context(|| format!("waiting for {program}"))?;
     if !output.status.success() {
-        bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program} {}: {}",
+            args.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }
@@ -73,5 +88,6 @@ pub(crate) fn ip_batch(commands: &str) -> anyhow::Result<()> {
 
 /// Writes a kernel setting of the current network namespace.
 pub(crate) fn sysctl(path: &str, value: &str) -> anyhow::Result<()> {
-    std::fs::write(format!("/proc/sys/{path}"), value).with_context(|| format!("setting {path} to {value}"))
+    std::fs::write(format!("/proc/sys/{path}"), value)
+        .with_context(|| format!("setting {path} to {value}"))
 }

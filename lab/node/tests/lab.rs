@@ -3,7 +3,11 @@
 //! Needs root for namespaces; without it the test says so and passes. Scenarios share one lab and run side by side, except
 //! those at the end that kill the daemon. The lab is torn down when the test ends, however it ends.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test reports")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic is how a test reports"
+)]
 
 #[path = "lab/support.rs"]
 mod support;
@@ -63,14 +67,19 @@ async fn the_lab() {
         streams::exec_runs_in_the_container,
         streams::port_forward_reaches_loopback_of_the_pod,
     );
-    for (name, scenario) in [
-        ("restart::a_killed_daemon_is_succeeded_by_one_that_adopts_its_pods", restart::adoption(&mut lab).boxed()),
-    ] {
+    for (name, scenario) in [(
+        "restart::a_killed_daemon_is_succeeded_by_one_that_adopts_its_pods",
+        restart::adoption(&mut lab).boxed(),
+    )] {
         if AssertUnwindSafe(scenario).catch_unwind().await.is_err() {
             failed.push(name);
         }
     }
-    if AssertUnwindSafe(restart::graceful_stop(&mut lab)).catch_unwind().await.is_err() {
+    if AssertUnwindSafe(restart::graceful_stop(&mut lab))
+        .catch_unwind()
+        .await
+        .is_err()
+    {
         failed.push("restart::a_stopped_lab_leaves_no_process");
     }
     if !failed.is_empty() {

@@ -39,7 +39,10 @@ const NOT_FOUND: u8 = 127;
 /// Outside: joins the container's namespaces.
 pub(crate) fn run(spec_json: &str) -> anyhow::Result<ExitCode> {
     let spec: EnterSpec = serde_json::from_str(spec_json).context("exec specification")?;
-    let target = spec.target.open().context("the container is no longer running")?;
+    let target = spec
+        .target
+        .open()
+        .context("the container is no longer running")?;
     let namespaces = CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
@@ -54,7 +57,10 @@ pub(crate) fn run(spec_json: &str) -> anyhow::Result<ExitCode> {
         .current_dir("/")
         .status()
         .context("starting the command")?;
-    let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(255);
+    let code = status
+        .code()
+        .or(status.signal().map(|signal| 128 + signal))
+        .unwrap_or(255);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(255)))
 }
 
@@ -74,5 +80,9 @@ pub(crate) fn run_exec(spec_json: &str) -> anyhow::Result<ExitCode> {
         .root_cause()
         .downcast_ref::<std::io::Error>()
         .is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-    Ok(ExitCode::from(if missing { NOT_FOUND } else { CANNOT_START }))
+    Ok(ExitCode::from(if missing {
+        NOT_FOUND
+    } else {
+        CANNOT_START
+    }))
 }

@@ -4,11 +4,7 @@
 //! execs. Whatever goes wrong is written to the status channel (standard input), which exec closes.
 
 use std::{
-    fs::File,
-    io::Write as _,
-    os::unix::process::CommandExt as _,
-    path::Path,
-    process::Command,
+    fs::File, io::Write as _, os::unix::process::CommandExt as _, path::Path, process::Command,
 };
 
 use anyhow::Context as _;
@@ -23,7 +19,10 @@ use crate::files;
 
 /// Becomes the program of the specification at `path`; returns only on failure.
 pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
-    let status = std::io::stdin().as_fd().try_clone_to_owned().context("status channel")?;
+    let status = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("status channel")?;
     let mut status = File::from(status);
     let error = match become_program(path) {
         Err(error) => error,
@@ -51,11 +50,17 @@ pub(crate) fn exec(
     cwd: &str,
     privileges: &super::privileges::Privileges,
 ) -> anyhow::Result<std::convert::Infallible> {
-    let (program, args) = argv.split_first().context("no command: the container has neither command nor entrypoint")?;
+    let (program, args) = argv
+        .split_first()
+        .context("no command: the container has neither command nor entrypoint")?;
     std::env::set_current_dir(cwd).with_context(|| format!("working directory {cwd}"))?;
     privileges.apply()?;
     // After the change of user, which clears it.
     set_pdeathsig(Signal::SIGKILL).context("parent-death signal")?;
-    let error = Command::new(program).args(args).env_clear().envs(env.iter().map(|(k, v)| (k, v))).exec();
+    let error = Command::new(program)
+        .args(args)
+        .env_clear()
+        .envs(env.iter().map(|(k, v)| (k, v)))
+        .exec();
     Err(error).with_context(|| format!("exec: \"{program}\""))
 }

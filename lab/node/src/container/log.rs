@@ -32,7 +32,10 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, partial: Vec::new() }
+        Self {
+            name,
+            partial: Vec::new(),
+        }
     }
 }
 
@@ -50,7 +53,12 @@ impl LogWriter {
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let size = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, size, out: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            size,
+            out: Vec::new(),
+        })
     }
 
     /// Appends a chunk of output; complete lines are written at once.
@@ -81,7 +89,8 @@ impl LogWriter {
     }
 
     fn flush_partial(&mut self, stream: &mut Stream, now: &str, tag: char) {
-        self.out.extend_from_slice(format!("{now} {} {tag} ", stream.name).as_bytes());
+        self.out
+            .extend_from_slice(format!("{now} {} {tag} ", stream.name).as_bytes());
         self.out.append(&mut stream.partial);
         self.out.push(b'\n');
     }
@@ -92,7 +101,10 @@ impl LogWriter {
         }
         if self.size >= ROTATE_AT {
             fs::rename(&self.path, rotated(&self.path))?;
-            self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            self.file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.path)?;
             self.size = 0;
         }
         self.file.write_all(&self.out)?;
@@ -117,7 +129,10 @@ mod tests {
         log.write(&mut out, &vec![b'x'; LONGEST_LINE]).unwrap();
         log.finish(&mut out).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        let bodies: Vec<_> = text.lines().map(|l| l.splitn(4, ' ').skip(1).collect::<Vec<_>>()).collect();
+        let bodies: Vec<_> = text
+            .lines()
+            .map(|l| l.splitn(4, ' ').skip(1).collect::<Vec<_>>())
+            .collect();
         assert_eq!(bodies[0], ["stdout", "F", "hello"]);
         assert_eq!(bodies[1][1], "P");
         assert_eq!(bodies[1][2].len(), LONGEST_LINE);

@@ -42,10 +42,22 @@ impl Privileges {
         }
         let named = |name: &String| {
             let name = name.trim_start_matches("CAP_");
-            if name == "ALL" { CapabilitySet::all() } else { CapabilitySet::from_name(name).unwrap_or(CapabilitySet::empty()) }
+            if name == "ALL" {
+                CapabilitySet::all()
+            } else {
+                CapabilitySet::from_name(name).unwrap_or(CapabilitySet::empty())
+            }
         };
-        let dropped = self.drop.iter().map(named).fold(CapabilitySet::empty(), CapabilitySet::union);
-        let added = self.add.iter().map(named).fold(CapabilitySet::empty(), CapabilitySet::union);
+        let dropped = self
+            .drop
+            .iter()
+            .map(named)
+            .fold(CapabilitySet::empty(), CapabilitySet::union);
+        let added = self
+            .add
+            .iter()
+            .map(named)
+            .fold(CapabilitySet::empty(), CapabilitySet::union);
         DEFAULT.difference(dropped).union(added)
     }
 

@@ -16,10 +16,14 @@ use tokio::{
 };
 
 use super::{ContainerSpec, Exit, RunState, enter::EnterSpec};
-use crate::{files, lab::{SELF, state::StateDir}};
+use crate::{
+    files,
+    lab::{SELF, state::StateDir},
+};
 
 /// Message for a container whose shim vanished without a word.
-pub(crate) const SHIM_LOST: &str = "the process that supervised the container was killed; its exit status is unknown";
+pub(crate) const SHIM_LOST: &str =
+    "the process that supervised the container was killed; its exit status is unknown";
 
 /// A running container.
 #[derive(Clone, Debug)]
@@ -37,7 +41,10 @@ pub(crate) enum Found {
 }
 
 /// Starts the container; returns when its program has been exec'd or could not be.
-pub(crate) async fn start(state: &StateDir, spec: &ContainerSpec) -> anyhow::Result<Result<Running, Exit>> {
+pub(crate) async fn start(
+    state: &StateDir,
+    spec: &ContainerSpec,
+) -> anyhow::Result<Result<Running, Exit>> {
     fs::create_dir_all(&spec.dir).with_context(|| format!("creating {}", spec.dir.display()))?;
     let path = spec.dir.join("spec.json");
     files::write_json(&path, spec)?;
@@ -77,16 +84,22 @@ pub(crate) fn find(dir: &Path) -> Option<Found> {
     }
     let state: RunState = files::read_json(&dir.join("state.json")).ok()??;
     if state.shim.is_alive() {
-        return Some(Found::Running(Running { dir: dir.to_owned(), state }));
+        return Some(Found::Running(Running {
+            dir: dir.to_owned(),
+            state,
+        }));
     }
     // It may have ended between the two looks.
-    let exit = files::read_json(&dir.join("exit.json")).ok().flatten().unwrap_or_else(|| Exit {
-        code: 137,
-        signal: Some(9),
-        start_error: None,
-        started_at: Some(state.started_at),
-        finished_at: Timestamp::now(),
-    });
+    let exit = files::read_json(&dir.join("exit.json"))
+        .ok()
+        .flatten()
+        .unwrap_or_else(|| Exit {
+            code: 137,
+            signal: Some(9),
+            start_error: None,
+            started_at: Some(state.started_at),
+            finished_at: Timestamp::now(),
+        });
     Some(Found::Exited(exit))
 }
 
@@ -120,7 +133,10 @@ impl Running {
         if init.ignores_term_by_default() || !init.signal(Signal::TERM) {
             init.signal(Signal::KILL);
         }
-        if tokio::time::timeout(grace, self.state.shim.exited()).await.is_err() {
+        if tokio::time::timeout(grace, self.state.shim.exited())
+            .await
+            .is_err()
+        {
             init.signal(Signal::KILL);
             self.state.shim.exited().await;
         }
@@ -138,18 +154,36 @@ impl Running {
         if tty {
             env.push(("TERM".into(), "xterm".into()));
         }
-        let enter = EnterSpec { target: self.state.init, argv, env, cwd: spec.cwd, privileges: spec.privileges, tty };
+        let enter = EnterSpec {
+            target: self.state.init,
+            argv,
+            env,
+            cwd: spec.cwd,
+            privileges: spec.privileges,
+            tty,
+        };
         let mut command = Command::new(SELF);
-        command.arg("enter").arg(serde_json::to_string(&enter)?).current_dir("/").kill_on_drop(true);
+        command
+            .arg("enter")
+            .arg(serde_json::to_string(&enter)?)
+            .current_dir("/")
+            .kill_on_drop(true);
         Ok(command)
     }
 
     /// Runs a command to its end. `Err` holds what to tell the user: output and status, or the timeout.
     pub(crate) async fn run(&self, argv: Vec<String>, limit: Duration) -> Result<(), String> {
         const MOST_OUTPUT: u64 = 10 * 1024;
-        let mut command = self.command(argv, false).map_err(|error| format!("{error:#}"))?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| format!("starting the command: {error}"))?;
+        let mut command = self
+            .command(argv, false)
+            .map_err(|error| format!("{error:#}"))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .map_err(|error| format!("starting the command: {error}"))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let all = async {
             let mut text = Vec::new();
@@ -166,7 +200,11 @@ impl Running {
             Ok((Ok(status), _)) if status.success() => Ok(()),
             Ok((Ok(status), text)) => {
                 let text = String::from_utf8_lossy(&text).trim().to_owned();
-                Err(if text.is_empty() { format!("command exited with {}", status.code().unwrap_or(255)) } else { text })
+                Err(if text.is_empty() {
+                    format!("command exited with {}", status.code().unwrap_or(255))
+                } else {
+                    text
+                })
             }
             Ok((Err(error), _)) => Err(format!("waiting for the command: {error}")),
         }

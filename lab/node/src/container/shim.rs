@@ -20,7 +20,10 @@ use nix::{
     unistd::setsid,
 };
 
-use super::{ContainerSpec, Exit, RunState, log::{LogWriter, Stream}};
+use super::{
+    ContainerSpec, Exit, RunState,
+    log::{LogWriter, Stream},
+};
 use crate::{files, lab::SELF, process::ProcId};
 
 /// Runs the shim for the specification at `path`.
@@ -36,7 +39,13 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<()> {
 }
 
 fn not_started(message: String) -> Exit {
-    Exit { code: 128, signal: None, start_error: Some(message), started_at: None, finished_at: Timestamp::now() }
+    Exit {
+        code: 128,
+        signal: None,
+        start_error: Some(message),
+        started_at: None,
+        finished_at: Timestamp::now(),
+    }
 }
 
 /// A container whose first process has been made, but may not have reached the program yet.
@@ -49,9 +58,11 @@ struct Container {
 }
 
 fn start(spec: &ContainerSpec, path: &Path) -> anyhow::Result<Container> {
-    for (kind, flag) in
-        [("net", CloneFlags::CLONE_NEWNET), ("uts", CloneFlags::CLONE_NEWUTS), ("ipc", CloneFlags::CLONE_NEWIPC)]
-    {
+    for (kind, flag) in [
+        ("net", CloneFlags::CLONE_NEWNET),
+        ("uts", CloneFlags::CLONE_NEWUTS),
+        ("ipc", CloneFlags::CLONE_NEWIPC),
+    ] {
         let namespace = File::open(spec.pause.proc(&format!("ns/{kind}")))
             .with_context(|| format!("opening the pod's {kind} namespace"))?;
         setns(&namespace, flag).with_context(|| format!("entering the pod's {kind} namespace"))?;
@@ -69,14 +80,25 @@ fn start(spec: &ContainerSpec, path: &Path) -> anyhow::Result<Container> {
         .context("starting the container's first process")?;
     let stdout = child.stdout.take().context("no stdout pipe")?;
     let stderr = child.stderr.take().context("no stderr pipe")?;
-    Ok(Container { child, status, stdout, stderr })
+    Ok(Container {
+        child,
+        status,
+        stdout,
+        stderr,
+    })
 }
 
 impl Container {
     /// Copies output until every writer is gone, then collects the exit status.
     fn supervise(self, spec: &ContainerSpec) -> anyhow::Result<Exit> {
-        let Self { mut child, mut status, mut stdout, mut stderr } = self;
-        let mut log = LogWriter::open(&spec.log).with_context(|| format!("opening {}", spec.log.display()))?;
+        let Self {
+            mut child,
+            mut status,
+            mut stdout,
+            mut stderr,
+        } = self;
+        let mut log = LogWriter::open(&spec.log)
+            .with_context(|| format!("opening {}", spec.log.display()))?;
         let (mut out, mut err) = (Stream::new("stdout"), Stream::new("stderr"));
         let (mut status_open, mut out_open, mut err_open) = (true, true, true);
         let mut start_error = Vec::new();
@@ -96,7 +118,9 @@ impl Container {
                     Err(errno) => return Err(errno).context("poll"),
                 }
                 let mut results = fds.iter().map(|fd| fd.any().unwrap_or(false));
-                let mut ready = open.map(|open| open && results.next().unwrap_or(false)).into_iter();
+                let mut ready = open
+                    .map(|open| open && results.next().unwrap_or(false))
+                    .into_iter();
                 let mut next = || ready.next().unwrap_or(false);
                 (next(), next(), next())
             };
@@ -123,11 +147,22 @@ impl Container {
         let _ = log.finish(&mut err);
         let result = child.wait().context("waiting for the container")?;
         if !start_error.is_empty() {
-            return Ok(not_started(String::from_utf8_lossy(&start_error).into_owned()));
+            return Ok(not_started(
+                String::from_utf8_lossy(&start_error).into_owned(),
+            ));
         }
         let signal = result.signal();
-        let code = result.code().or(signal.map(|signal| 128 + signal)).unwrap_or(255);
-        Ok(Exit { code, signal, start_error: None, started_at, finished_at: Timestamp::now() })
+        let code = result
+            .code()
+            .or(signal.map(|signal| 128 + signal))
+            .unwrap_or(255);
+        Ok(Exit {
+            code,
+            signal,
+            start_error: None,
+            started_at,
+            finished_at: Timestamp::now(),
+        })
     }
 }
 
@@ -138,18 +173,29 @@ fn announce(spec: &ContainerSpec, child: &Child) -> Option<Timestamp> {
     let init = i32::try_from(child.id()).ok().and_then(ProcId::of);
     let shim = i32::try_from(std::process::id()).ok().and_then(ProcId::of);
     if let (Some(init), Some(shim)) = (init, shim) {
-        let state = RunState { shim, init, started_at };
+        let state = RunState {
+            shim,
+            init,
+            started_at,
+        };
         if let Err(error) = files::write_json(&spec.dir.join("state.json"), &state) {
             eprintln!("{error:#}");
         }
     }
-    let _ = io::stdout().write_all(b"started\n").and_then(|()| io::stdout().flush());
+    let _ = io::stdout()
+        .write_all(b"started\n")
+        .and_then(|()| io::stdout().flush());
     let _ = crate::lab::holder::detach_stdout();
     Some(started_at)
 }
 
 /// Copies what is there; false at the end of the stream.
-fn copy(from: &mut impl io::Read, buffer: &mut [u8], log: &mut LogWriter, stream: &mut Stream) -> bool {
+fn copy(
+    from: &mut impl io::Read,
+    buffer: &mut [u8],
+    log: &mut LogWriter,
+    stream: &mut Stream,
+) -> bool {
     match from.read(buffer) {
         Ok(0) => false,
         Ok(n) => {

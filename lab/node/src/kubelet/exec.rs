@@ -28,26 +28,55 @@ use crate::container::runtime::Running;
 /// Starts a command in a running container.
 pub(super) fn start(running: &Running, options: ExecOptions) -> anyhow::Result<ExecSession> {
     let command = running.command(options.command.clone(), options.tty)?;
-    if options.tty { with_terminal(command, &options) } else { with_pipes(command, &options) }
+    if options.tty {
+        with_terminal(command, &options)
+    } else {
+        with_pipes(command, &options)
+    }
 }
 
 fn with_pipes(mut command: Command, options: &ExecOptions) -> anyhow::Result<ExecSession> {
-    let wanted = |wanted: bool| if wanted { Stdio::piped() } else { Stdio::null() };
+    let wanted = |wanted: bool| {
+        if wanted {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        }
+    };
     let mut child = command
         .stdin(wanted(options.stdin))
         .stdout(wanted(options.stdout))
         .stderr(wanted(options.stderr))
         .spawn()
         .context("starting the command")?;
-    let stdin = child.stdin.take().map(|pipe| Box::new(pipe) as Box<dyn AsyncWrite + Send + Unpin>);
-    let stdout = child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn AsyncRead + Send + Unpin>);
-    let stderr = child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn AsyncRead + Send + Unpin>);
-    Ok(ExecSession { stdin, stdout, stderr, resize: None, status: status_of(child) })
+    let stdin = child
+        .stdin
+        .take()
+        .map(|pipe| Box::new(pipe) as Box<dyn AsyncWrite + Send + Unpin>);
+    let stdout = child
+        .stdout
+        .take()
+        .map(|pipe| Box::new(pipe) as Box<dyn AsyncRead + Send + Unpin>);
+    let stderr = child
+        .stderr
+        .take()
+        .map(|pipe| Box::new(pipe) as Box<dyn AsyncRead + Send + Unpin>);
+    Ok(ExecSession {
+        stdin,
+        stdout,
+        stderr,
+        resize: None,
+        status: status_of(child),
+    })
 }
 
 fn with_terminal(mut command: Command, options: &ExecOptions) -> anyhow::Result<ExecSession> {
     let pty = openpty(None, None).context("opening a terminal")?;
-    let slave = |what: &str| pty.slave.try_clone().with_context(|| format!("terminal for {what}"));
+    let slave = |what: &str| {
+        pty.slave
+            .try_clone()
+            .with_context(|| format!("terminal for {what}"))
+    };
     let child = command
         .stdin(Stdio::from(slave("standard input")?))
         .stdout(Stdio::from(slave("standard output")?))
@@ -63,14 +92,23 @@ fn with_terminal(mut command: Command, options: &ExecOptions) -> anyhow::Result<
     let master = pty.master;
     tokio::spawn(async move {
         while let Some((columns, rows)) = sizes.recv().await {
-            let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            let size = Winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
             // The command may have ended meanwhile.
             let _ = tcsetwinsize(master.as_fd(), size);
         }
     });
     Ok(ExecSession {
-        stdin: options.stdin.then(|| Box::new(writer) as Box<dyn AsyncWrite + Send + Unpin>),
-        stdout: options.stdout.then(|| Box::new(reader) as Box<dyn AsyncRead + Send + Unpin>),
+        stdin: options
+            .stdin
+            .then(|| Box::new(writer) as Box<dyn AsyncWrite + Send + Unpin>),
+        stdout: options
+            .stdout
+            .then(|| Box::new(reader) as Box<dyn AsyncRead + Send + Unpin>),
         stderr: None,
         resize: Some(resize),
         status: status_of(child),
@@ -89,7 +127,10 @@ fn status_of(mut child: Child) -> oneshot::Receiver<ExitStatus> {
             }
         };
         if let Ok(status) = status {
-            let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(255);
+            let code = status
+                .code()
+                .or(status.signal().map(|signal| 128 + signal))
+                .unwrap_or(255);
             let _ = sender.send(ExitStatus { code });
         }
     });
@@ -105,14 +146,21 @@ impl Terminal {
         let flags = fcntl(&fd, FcntlArg::F_GETFL).context("terminal flags")?;
         let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;
         fcntl(&fd, FcntlArg::F_SETFL(flags)).context("terminal flags")?;
-        #[expect(deprecated, reason = "its successor is unsafe to call; a File keeps its promise, always the same descriptor")]
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe to call; a File keeps its promise, always the same descriptor"
+        )]
         let watched = AsyncFd::new(File::from(fd)).context("terminal")?;
         Ok(Self(watched))
     }
 }
 
 impl AsyncRead for Terminal {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(context))?;
             let unfilled = buffer.initialize_unfilled();
@@ -122,7 +170,9 @@ impl AsyncRead for Terminal {
                     return Poll::Ready(Ok(()));
                 }
                 // The last slave was closed: that is how a terminal says end of file.
-                Ok(Err(error)) if error.raw_os_error() == Some(nix::libc::EIO) => return Poll::Ready(Ok(())),
+                Ok(Err(error)) if error.raw_os_error() == Some(nix::libc::EIO) => {
+                    return Poll::Ready(Ok(()));
+                }
                 Ok(Err(error)) => return Poll::Ready(Err(error)),
                 Err(_) => {}
             }
@@ -131,7 +181,11 @@ impl AsyncRead for Terminal {
 }
 
 impl AsyncWrite for Terminal {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.0.poll_write_ready(context))?;
             if let Ok(result) = guard.try_io(|fd| io::Write::write(&mut fd.get_ref(), bytes)) {

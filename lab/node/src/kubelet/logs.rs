@@ -12,7 +12,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream::{self, BoxStream}};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use jiff::{SignedDuration, Timestamp};
 use lab_kubernetes::{KubeletError, LogOptions};
 
@@ -42,7 +45,10 @@ pub(super) fn stream(
     };
     if options.previous {
         let missing = || {
-            KubeletError::BadRequest(format!("previous terminated container \"{}\" in pod \"{}\" not found", container.name, pod.name))
+            KubeletError::BadRequest(format!(
+                "previous terminated container \"{}\" in pod \"{}\" not found",
+                container.name, pod.name
+            ))
         };
         // A container that waits for its restart shows its last run as the current log, too.
         if container.running.is_some() || container.waiting.is_none() {
@@ -50,14 +56,29 @@ pub(super) fn stream(
         }
     }
     let filter = Filter::new(options)?;
-    let path = state.container_logs(&pod.namespace, &pod.name, &pod.uid, &container.name).join(format!("{attempt}.log"));
-    let running = container.running.clone().filter(|_| options.follow && !options.previous);
+    let path = state
+        .container_logs(&pod.namespace, &pod.name, &pod.uid, &container.name)
+        .join(format!("{attempt}.log"));
+    let running = container
+        .running
+        .clone()
+        .filter(|_| options.follow && !options.previous);
     let history = history(&path, &filter, options.tail_lines);
-    let (history, position) = history.map_err(|error| KubeletError::Internal(format!("{}: {error}", path.display())))?;
-    let limit = options.limit_bytes.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    let (history, position) =
+        history.map_err(|error| KubeletError::Internal(format!("{}: {error}", path.display())))?;
+    let limit = options
+        .limit_bytes
+        .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
     let first = stream::iter((!history.is_empty()).then(|| Ok(Bytes::from(history))));
     let rest = match running {
-        Some(running) => follow(Tail { path, position, filter, rest: Vec::new(), running }).boxed(),
+        Some(running) => follow(Tail {
+            path,
+            position,
+            filter,
+            rest: Vec::new(),
+            running,
+        })
+        .boxed(),
         None => stream::empty().boxed(),
     };
     Ok(limited(first.chain(rest), limit).boxed())
@@ -97,20 +118,31 @@ impl Filter {
             })?),
             (None, Some(seconds)) => {
                 let ago = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX / 4));
-                Some(Timestamp::now().checked_sub(ago).unwrap_or(Timestamp::UNIX_EPOCH))
+                Some(
+                    Timestamp::now()
+                        .checked_sub(ago)
+                        .unwrap_or(Timestamp::UNIX_EPOCH),
+                )
             }
             (None, None) => None,
         };
-        Ok(Self { since, timestamps: options.timestamps })
+        Ok(Self {
+            since,
+            timestamps: options.timestamps,
+        })
     }
 
     /// Turns `TIME STREAM TAG TEXT` into what the user sees; `None` for lines that are too old.
     fn show(&self, line: &[u8], out: &mut Vec<u8>) -> bool {
         let mut parts = line.splitn(4, |byte| *byte == b' ');
-        let (Some(time), Some(_), Some(tag)) = (parts.next(), parts.next(), parts.next()) else { return false };
+        let (Some(time), Some(_), Some(tag)) = (parts.next(), parts.next(), parts.next()) else {
+            return false;
+        };
         let text = parts.next().unwrap_or_default();
         if let Some(since) = self.since {
-            let at = std::str::from_utf8(time).ok().and_then(|time| time.parse::<Timestamp>().ok());
+            let at = std::str::from_utf8(time)
+                .ok()
+                .and_then(|time| time.parse::<Timestamp>().ok());
             if at.is_some_and(|at| at < since) {
                 return false;
             }
@@ -145,10 +177,18 @@ fn history(path: &Path, filter: &Filter, tail: Option<u64>) -> io::Result<(Vec<u
         Err(error) => return Err(error),
     }
     // A line that is just being written belongs to the follower.
-    let complete = raw.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let complete = raw
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
     position -= (raw.len() - complete) as u64;
-    let lines: Vec<&[u8]> = raw[..complete].split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
-    let keep = tail.map_or(lines.len(), |tail| usize::try_from(tail).unwrap_or(usize::MAX).min(lines.len()));
+    let lines: Vec<&[u8]> = raw[..complete]
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .collect();
+    let keep = tail.map_or(lines.len(), |tail| {
+        usize::try_from(tail).unwrap_or(usize::MAX).min(lines.len())
+    });
     let mut out = Vec::new();
     for line in &lines[lines.len() - keep..] {
         filter.show(line, &mut out);
@@ -166,29 +206,37 @@ struct Tail {
 
 fn follow(tail: Tail) -> impl futures::Stream<Item = Result<Bytes, KubeletError>> {
     let opened = File::open(&tail.path).ok();
-    stream::unfold((tail, opened, false), |(mut tail, mut file, mut ended)| async move {
-        loop {
-            let mut out = Vec::new();
-            let more = match tail.read(&mut file, &mut out) {
-                Ok(more) => more,
-                Err(error) => return Some((Err(KubeletError::Internal(error.to_string())), (tail, None, true))),
-            };
-            if !out.is_empty() {
-                return Some((Ok(Bytes::from(out)), (tail, file, ended)));
+    stream::unfold(
+        (tail, opened, false),
+        |(mut tail, mut file, mut ended)| async move {
+            loop {
+                let mut out = Vec::new();
+                let more = match tail.read(&mut file, &mut out) {
+                    Ok(more) => more,
+                    Err(error) => {
+                        return Some((
+                            Err(KubeletError::Internal(error.to_string())),
+                            (tail, None, true),
+                        ));
+                    }
+                };
+                if !out.is_empty() {
+                    return Some((Ok(Bytes::from(out)), (tail, file, ended)));
+                }
+                if more {
+                    continue;
+                }
+                if ended {
+                    return None;
+                }
+                tokio::select! {
+                    // What was written last is read once more.
+                    () = tail.running.state.shim.exited() => ended = true,
+                    () = tokio::time::sleep(LOOK_EVERY) => {}
+                }
             }
-            if more {
-                continue;
-            }
-            if ended {
-                return None;
-            }
-            tokio::select! {
-                // What was written last is read once more.
-                () = tail.running.state.shim.exited() => ended = true,
-                () = tokio::time::sleep(LOOK_EVERY) => {}
-            }
-        }
-    })
+        },
+    )
 }
 
 impl Tail {
@@ -245,11 +293,23 @@ mod tests {
 
     #[test]
     fn tail_since_and_timestamps() {
-        let tail = LogOptions { tail_lines: Some(1), timestamps: true, ..Default::default() };
+        let tail = LogOptions {
+            tail_lines: Some(1),
+            timestamps: true,
+            ..Default::default()
+        };
         assert_eq!(shown(&tail, LOG), "2026-01-01T00:00:02.000000000Z three\n");
-        let since = LogOptions { since_time: Some("2026-01-01T00:00:01Z".into()), ..Default::default() };
+        let since = LogOptions {
+            since_time: Some("2026-01-01T00:00:01Z".into()),
+            ..Default::default()
+        };
         assert_eq!(shown(&since, LOG), "two\nthree\n");
-        let bad = LogOptions { since_time: Some("yesterday".into()), ..Default::default() };
-        assert!(matches!(Filter::new(&bad), Err(KubeletError::BadRequest(text)) if text.contains("yesterday")));
+        let bad = LogOptions {
+            since_time: Some("yesterday".into()),
+            ..Default::default()
+        };
+        assert!(
+            matches!(Filter::new(&bad), Err(KubeletError::BadRequest(text)) if text.contains("yesterday"))
+        );
     }
 }

@@ -50,7 +50,9 @@ impl Sampler {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            let Ok(sums) = tokio::task::spawn_blocking(sample).await else { return };
+            let Ok(sums) = tokio::task::spawn_blocking(sample).await else {
+                return;
+            };
             let now = Instant::now();
             if let Some((then, old)) = &before {
                 let elapsed = now.duration_since(*then);
@@ -63,7 +65,11 @@ impl Sampler {
 }
 
 fn unit(name: SysconfVar, default: u64) -> u64 {
-    sysconf(name).ok().flatten().and_then(|value| u64::try_from(value).ok()).unwrap_or(default)
+    sysconf(name)
+        .ok()
+        .flatten()
+        .and_then(|value| u64::try_from(value).ok())
+        .unwrap_or(default)
 }
 
 /// Sums per PID namespace (inode number).
@@ -71,12 +77,28 @@ fn sample() -> HashMap<u64, Sum> {
     let mut sums: HashMap<u64, Sum> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let Some(pid) = name.to_str().filter(|name| name.bytes().all(|byte| byte.is_ascii_digit())) else { continue };
-        let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/pid")) else { continue };
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let Some((_, rest)) = stat.rsplit_once(')') else { continue };
+        let Some(pid) = name
+            .to_str()
+            .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        else {
+            continue;
+        };
+        let Ok(namespace) = fs::metadata(format!("/proc/{pid}/ns/pid")) else {
+            continue;
+        };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+            continue;
+        };
+        let Some((_, rest)) = stat.rsplit_once(')') else {
+            continue;
+        };
         let fields: Vec<&str> = rest.split_whitespace().collect();
-        let number = |index: usize| fields.get(index).and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let number = |index: usize| {
+            fields
+                .get(index)
+                .and_then(|text| text.parse::<u64>().ok())
+                .unwrap_or(0)
+        };
         let sum = sums.entry(namespace.ino()).or_default();
         // utime, stime, cutime, cstime; rss. Field 3 of the file is index 0 here.
         sum.ticks += (11..15).map(number).sum::<u64>();
@@ -100,7 +122,9 @@ fn usage(
             let namespace = fs::metadata(init.proc("ns/pid")).ok()?.ino();
             let sum = sums.get(&namespace)?;
             // A container that is younger than the window has used all its time in it.
-            let ticks = sum.ticks.saturating_sub(before.get(&namespace).map_or(0, |sum| sum.ticks));
+            let ticks = sum
+                .ticks
+                .saturating_sub(before.get(&namespace).map_or(0, |sum| sum.ticks));
             let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(tick);
             let rate = nanoseconds * 1_000_000_000 / elapsed.as_nanos().max(1);
             Some(ContainerUsage {

@@ -16,7 +16,9 @@ pub(crate) async fn run(state: &StateDir, purge: bool) -> anyhow::Result<()> {
     let info: Option<LabInfo> = files::read_json(&state.lab_json()).unwrap_or(None);
     if let Some(daemon) = info.map(|info| info.daemon())
         && daemon.signal(Signal::TERM)
-        && tokio::time::timeout(Duration::from_secs(20), daemon.exited()).await.is_err()
+        && tokio::time::timeout(Duration::from_secs(20), daemon.exited())
+            .await
+            .is_err()
     {
         daemon.kill().await;
     }
@@ -27,7 +29,9 @@ pub(crate) async fn run(state: &StateDir, purge: bool) -> anyhow::Result<()> {
 /// Kills every process in the lab's mount namespace, the holder last.
 pub(crate) async fn sweep(state: &StateDir) -> anyhow::Result<()> {
     let holder: Option<ProcId> = files::read_json(&state.holder_json()).unwrap_or(None);
-    let Some(holder) = holder.filter(|holder| holder.is_alive()) else { return Ok(()) };
+    let Some(holder) = holder.filter(|holder| holder.is_alive()) else {
+        return Ok(());
+    };
     let lab = namespace_of(holder.pid).context("reading the lab's mount namespace")?;
     let me = i32::try_from(std::process::id()).unwrap_or(0);
     // A process may be forking while it is killed: look until nobody is left.
@@ -53,7 +57,11 @@ pub(crate) async fn sweep(state: &StateDir) -> anyhow::Result<()> {
 /// Removes what belongs to processes that no longer exist; objects stay unless `purge`.
 pub(crate) fn clean(state: &StateDir, purge: bool) -> anyhow::Result<()> {
     let remove = |path: std::path::PathBuf| -> anyhow::Result<()> {
-        match if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) } {
+        match if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        } {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("removing {}", path.display()))
             }
@@ -76,5 +84,7 @@ fn processes() -> impl Iterator<Item = i32> {
 }
 
 fn namespace_of(pid: i32) -> Option<u64> {
-    fs::metadata(format!("/proc/{pid}/ns/mnt")).ok().map(|meta| meta.ino())
+    fs::metadata(format!("/proc/{pid}/ns/mnt"))
+        .ok()
+        .map(|meta| meta.ino())
 }

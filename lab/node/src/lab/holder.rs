@@ -31,10 +31,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
 fn prepare() -> anyhow::Result<()> {
     // Fails only for a group leader, which a spawned process is not.
     let _ = setsid();
-    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare(NEWNET, NEWNS)")?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
+        .context("unshare(NEWNET, NEWNS)")?;
     // Slave: the lab sees what the host mounts later (a USB stick, a new build tree), never the other way round.
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
-        .context("making mounts private to the lab")?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SLAVE,
+        None::<&str>,
+    )
+    .context("making mounts private to the lab")?;
     tools::ip_batch(&format!(
         "link set lo up\n\
          addr add {DNS_IP}/32 dev lo\n\
@@ -55,7 +62,10 @@ fn prepare() -> anyhow::Result<()> {
     ] {
         tools::sysctl(path, value)?;
     }
-    for path in [format!("net/ipv4/conf/{BRIDGE}/send_redirects"), format!("net/ipv4/conf/{BRIDGE}/rp_filter")] {
+    for path in [
+        format!("net/ipv4/conf/{BRIDGE}/send_redirects"),
+        format!("net/ipv4/conf/{BRIDGE}/rp_filter"),
+    ] {
         tools::sysctl(&path, "0")?;
     }
     // Optional parts of the kernel: bridge netfilter would run our rules twice, IPv6 would only chatter.
@@ -67,6 +77,9 @@ fn prepare() -> anyhow::Result<()> {
 
 /// Lets go of the pipe to the parent, which otherwise would stay open as long as the lab lives.
 pub(crate) fn detach_stdout() -> anyhow::Result<()> {
-    let null = std::fs::OpenOptions::new().write(true).open("/dev/null").context("opening /dev/null")?;
+    let null = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/null")
+        .context("opening /dev/null")?;
     nix::unistd::dup2_stdout(&null).context("detaching standard output")
 }

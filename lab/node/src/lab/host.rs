@@ -51,7 +51,9 @@ impl HostNet {
     pub(crate) async fn listen(&self, address: SocketAddr) -> io::Result<tokio::net::TcpListener> {
         let (reply, answer) = oneshot::channel();
         let gone = || io::Error::other("the host-net thread has ended");
-        self.requests.send(Request { address, reply }).map_err(|_| gone())?;
+        self.requests
+            .send(Request { address, reply })
+            .map_err(|_| gone())?;
         let listener = answer.await.map_err(|_| gone())??;
         listener.set_nonblocking(true)?;
         tokio::net::TcpListener::from_std(listener)
@@ -59,15 +61,27 @@ impl HostNet {
 }
 
 /// Connects to a TCP address from inside another network namespace (a pod's), on a thread of its own.
-pub(crate) async fn connect_in(namespace: File, address: SocketAddr) -> io::Result<tokio::net::TcpStream> {
+pub(crate) async fn connect_in(
+    namespace: File,
+    address: SocketAddr,
+) -> io::Result<tokio::net::TcpStream> {
     let (reply, answer) = oneshot::channel();
-    thread::Builder::new().name("pod-dial".into()).spawn(move || {
-        let stream = setns(&namespace, CloneFlags::CLONE_NEWNET)
-            .map_err(io::Error::from)
-            .and_then(|()| std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_secs(10)));
-        let _ = reply.send(stream);
-    })?;
-    let stream = answer.await.map_err(|_| io::Error::other("the dialling thread died"))??;
+    thread::Builder::new()
+        .name("pod-dial".into())
+        .spawn(move || {
+            let stream = setns(&namespace, CloneFlags::CLONE_NEWNET)
+                .map_err(io::Error::from)
+                .and_then(|()| {
+                    std::net::TcpStream::connect_timeout(
+                        &address,
+                        std::time::Duration::from_secs(10),
+                    )
+                });
+            let _ = reply.send(stream);
+        })?;
+    let stream = answer
+        .await
+        .map_err(|_| io::Error::other("the dialling thread died"))??;
     stream.set_nonblocking(true)?;
     tokio::net::TcpStream::from_std(stream)
 }

@@ -40,17 +40,23 @@ impl Lab {
     pub(crate) fn enter(state: &StateDir) -> anyhow::Result<Self> {
         tools::check()?;
         check_privilege()?;
-        let host_net = File::open("/proc/self/ns/net").context("opening the host's network namespace")?;
+        let host_net =
+            File::open("/proc/self/ns/net").context("opening the host's network namespace")?;
         let known: Option<ProcId> = files::read_json(&state.holder_json())?;
         let (holder, adopted) = match known.filter(|holder| holder.is_alive()) {
             Some(holder) => (holder, true),
             None => (start_holder(state)?, false),
         };
-        let net = File::open(holder.proc("ns/net")).context("opening the lab's network namespace")?;
+        let net =
+            File::open(holder.proc("ns/net")).context("opening the lab's network namespace")?;
         let mnt = File::open(holder.proc("ns/mnt")).context("opening the lab's mount namespace")?;
         setns(&net, CloneFlags::CLONE_NEWNET).context("entering the lab's network namespace")?;
         setns(&mnt, CloneFlags::CLONE_NEWNS).context("entering the lab's mount namespace")?;
-        Ok(Self { holder, host_net, adopted })
+        Ok(Self {
+            holder,
+            host_net,
+            adopted,
+        })
     }
 }
 
@@ -69,7 +75,9 @@ fn check_privilege() -> anyhow::Result<()> {
         "rootless operation needs a range of user ids (package uidmap, a line for you in /etc/subuid and /etc/subgid) \
          and is not supported yet"
     };
-    bail!("the lab creates network and mount namespaces and must run as root (sudo mesozoic-lab …); {hint}")
+    bail!(
+        "the lab creates network and mount namespaces and must run as root (sudo mesozoic-lab …); {hint}"
+    )
 }
 
 fn start_holder(state: &StateDir) -> anyhow::Result<ProcId> {
@@ -83,12 +91,17 @@ fn start_holder(state: &StateDir) -> anyhow::Result<ProcId> {
         .context("starting the namespace holder")?;
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
-        BufReader::new(stdout).read_line(&mut line).context("waiting for the namespace holder")?;
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .context("waiting for the namespace holder")?;
     }
     if line.trim() != "ready" {
         let _ = child.kill();
         let _ = child.wait();
-        bail!("the lab's namespaces could not be made: {} (kernel support for namespaces, bridges and veth is needed)", line.trim());
+        bail!(
+            "the lab's namespaces could not be made: {} (kernel support for namespaces, bridges and veth is needed)",
+            line.trim()
+        );
     }
     let pid = i32::try_from(child.id()).context("pid out of range")?;
     let holder = ProcId::of(pid).context("the namespace holder died at once")?;

@@ -42,7 +42,10 @@ pub(crate) struct LabInfo {
 impl LabInfo {
     /// The daemon's identity.
     pub(crate) fn daemon(&self) -> ProcId {
-        ProcId { pid: self.pid, start: self.start_time }
+        ProcId {
+            pid: self.pid,
+            start: self.start_time,
+        }
     }
 }
 
@@ -54,19 +57,25 @@ impl StateDir {
     /// Creates the directory (private to its owner) and makes its path absolute.
     pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
         use std::os::unix::fs::PermissionsExt as _;
-        fs::create_dir_all(path).with_context(|| format!("creating the state directory {}", path.display()))?;
-        let root = path.canonicalize().with_context(|| format!("resolving {}", path.display()))?;
+        fs::create_dir_all(path)
+            .with_context(|| format!("creating the state directory {}", path.display()))?;
+        let root = path
+            .canonicalize()
+            .with_context(|| format!("resolving {}", path.display()))?;
         fs::set_permissions(&root, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("restricting {}", root.display()))?;
         for sub in ["pods", "logs", "pki"] {
-            fs::create_dir_all(root.join(sub)).with_context(|| format!("creating {}/{sub}", root.display()))?;
+            fs::create_dir_all(root.join(sub))
+                .with_context(|| format!("creating {}/{sub}", root.display()))?;
         }
         Ok(Self(root))
     }
 
     /// An existing state directory.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        let root = path.canonicalize().with_context(|| format!("there is no lab at {}", path.display()))?;
+        let root = path
+            .canonicalize()
+            .with_context(|| format!("there is no lab at {}", path.display()))?;
         Ok(Self(root))
     }
 
@@ -74,7 +83,9 @@ impl StateDir {
     pub(crate) fn default_path() -> PathBuf {
         std::env::var_os("XDG_STATE_HOME")
             .map(PathBuf::from)
-            .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state")))
+            .or_else(|| {
+                std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"))
+            })
             .unwrap_or_else(|| PathBuf::from("/var/lib"))
             .join("mesozoic/lab")
     }
@@ -107,8 +118,16 @@ impl StateDir {
         self.0.join("logs")
     }
     /// Directory of one container's logs.
-    pub(crate) fn container_logs(&self, namespace: &str, pod: &str, uid: &str, container: &str) -> PathBuf {
-        self.logs().join(format!("{namespace}_{pod}_{uid}")).join(container)
+    pub(crate) fn container_logs(
+        &self,
+        namespace: &str,
+        pod: &str,
+        uid: &str,
+        container: &str,
+    ) -> PathBuf {
+        self.logs()
+            .join(format!("{namespace}_{pod}_{uid}"))
+            .join(container)
     }
 
     /// Where processes that outlive the daemon write what they must say (normally nothing).
@@ -125,8 +144,9 @@ impl StateDir {
     pub(crate) fn lock(&self) -> anyhow::Result<File> {
         let path = self.0.join("daemon.lock");
         let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
-        file.try_lock()
-            .map_err(|_| anyhow::anyhow!("another daemon serves the lab at {}", self.0.display()))?;
+        file.try_lock().map_err(|_| {
+            anyhow::anyhow!("another daemon serves the lab at {}", self.0.display())
+        })?;
         Ok(file)
     }
 }

@@ -32,7 +32,13 @@ impl Addresses {
             .and_then(|text| text.trim().parse::<Ipv4Addr>().ok())
             .map_or(FIRST, u32::from)
             .clamp(FIRST, LAST);
-        Self { state: Mutex::new(State { used: HashSet::new(), next }), file }
+        Self {
+            state: Mutex::new(State {
+                used: HashSet::new(),
+                next,
+            }),
+            file,
+        }
     }
 
     /// Marks the address of an adopted pod as taken.
@@ -45,7 +51,11 @@ impl Addresses {
         let mut state = self.state.lock();
         for _ in FIRST..=LAST {
             let candidate = state.next;
-            state.next = if candidate >= LAST { FIRST } else { candidate + 1 };
+            state.next = if candidate >= LAST {
+                FIRST
+            } else {
+                candidate + 1
+            };
             if state.used.insert(candidate) {
                 // Best effort, see the module's words on reuse.
                 let _ = fs::write(&self.file, Ipv4Addr::from(state.next).to_string());

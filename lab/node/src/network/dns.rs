@@ -48,8 +48,12 @@ pub(crate) async fn serve(
     table: watch::Receiver<Arc<ServiceTable>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let udp = UdpSocket::bind(address).await.with_context(|| format!("DNS on {address}/udp"))?;
-    let tcp = TcpListener::bind(address).await.with_context(|| format!("DNS on {address}/tcp"))?;
+    let udp = UdpSocket::bind(address)
+        .await
+        .with_context(|| format!("DNS on {address}/udp"))?;
+    let tcp = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("DNS on {address}/tcp"))?;
     let slots = Arc::new(Semaphore::new(MAX_TCP));
     let mut buffer = vec![0; 4096];
     loop {
@@ -78,7 +82,10 @@ pub(crate) async fn serve(
     }
 }
 
-async fn connection(mut stream: TcpStream, table: watch::Receiver<Arc<ServiceTable>>) -> std::io::Result<()> {
+async fn connection(
+    mut stream: TcpStream,
+    table: watch::Receiver<Arc<ServiceTable>>,
+) -> std::io::Result<()> {
     let mut buffer = Vec::new();
     loop {
         let length = match tokio::time::timeout(TCP_IDLE, stream.read_u16()).await {
@@ -86,11 +93,18 @@ async fn connection(mut stream: TcpStream, table: watch::Receiver<Arc<ServiceTab
             Err(_) => return Ok(()),
         };
         buffer.resize(usize::from(length), 0);
-        if tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut buffer)).await.is_err() {
+        if tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut buffer))
+            .await
+            .is_err()
+        {
             return Ok(());
         }
-        let Some(reply) = answer(&buffer, &table.borrow().clone(), false) else { return Ok(()) };
-        let Ok(length) = u16::try_from(reply.len()) else { return Ok(()) };
+        let Some(reply) = answer(&buffer, &table.borrow().clone(), false) else {
+            return Ok(());
+        };
+        let Ok(length) = u16::try_from(reply.len()) else {
+            return Ok(());
+        };
         stream.write_all(&length.to_be_bytes()).await?;
         stream.write_all(&reply).await?;
     }
@@ -104,7 +118,9 @@ fn answer(query: &[u8], table: &ServiceTable, udp: bool) -> Option<Vec<u8>> {
     reply.metadata.recursion_available = true;
     reply.metadata.authoritative = true;
     reply.add_queries(query.queries.clone());
-    let limit = query.edns.as_ref().map_or(UDP_LIMIT, |edns| usize::from(edns.max_payload()).max(UDP_LIMIT));
+    let limit = query.edns.as_ref().map_or(UDP_LIMIT, |edns| {
+        usize::from(edns.max_payload()).max(UDP_LIMIT)
+    });
     match query.queries.as_slice() {
         [question] if query.metadata.op_code == OpCode::Query => {
             let outcome = resolve(table, question.name(), question.query_type());
@@ -137,10 +153,18 @@ struct Outcome {
 impl Outcome {
     /// The name exists; there may be no record of the asked type.
     fn found(answers: Vec<Record>) -> Self {
-        Self { code: ResponseCode::NoError, answers, additional: Vec::new() }
+        Self {
+            code: ResponseCode::NoError,
+            answers,
+            additional: Vec::new(),
+        }
     }
     fn missing() -> Self {
-        Self { code: ResponseCode::NXDomain, answers: Vec::new(), additional: Vec::new() }
+        Self {
+            code: ResponseCode::NXDomain,
+            answers: Vec::new(),
+            additional: Vec::new(),
+        }
     }
 }
 
@@ -152,25 +176,40 @@ fn resolve(table: &ServiceTable, name: &Name, kind: RecordType) -> Outcome {
     if text == CLUSTER_DOMAIN {
         return Outcome::found(Vec::new());
     }
-    let Some(inside) = text.strip_suffix(CLUSTER_DOMAIN).and_then(|rest| rest.strip_suffix('.')) else {
+    let Some(inside) = text
+        .strip_suffix(CLUSTER_DOMAIN)
+        .and_then(|rest| rest.strip_suffix('.'))
+    else {
         return Outcome::missing();
     };
     let labels: Vec<&str> = inside.split('.').collect();
     match labels.as_slice() {
         ["svc" | "pod"] => Outcome::found(Vec::new()),
         [namespace, "svc"] => {
-            if table.services.keys().any(|(ns, _)| ns == namespace) { Outcome::found(Vec::new()) } else { Outcome::missing() }
+            if table.services.keys().any(|(ns, _)| ns == namespace) {
+                Outcome::found(Vec::new())
+            } else {
+                Outcome::missing()
+            }
         }
         [service, namespace, "svc"] => match table.get(namespace, service) {
             Some(service) => service_records(service, name, kind),
             None => Outcome::missing(),
         },
-        [port, protocol, service, namespace, "svc"] if port.starts_with('_') && protocol.starts_with('_') => table
-            .get(namespace, service)
-            .map_or_else(Outcome::missing, |service| srv(service, name, kind, Some((&port[1..], &protocol[1..])))),
+        [port, protocol, service, namespace, "svc"]
+            if port.starts_with('_') && protocol.starts_with('_') =>
+        {
+            table
+                .get(namespace, service)
+                .map_or_else(Outcome::missing, |service| {
+                    srv(service, name, kind, Some((&port[1..], &protocol[1..])))
+                })
+        }
         [host, service, namespace, "svc"] => table
             .get(namespace, service)
-            .map_or_else(Outcome::missing, |service| host_records(service, name, kind, host)),
+            .map_or_else(Outcome::missing, |service| {
+                host_records(service, name, kind, host)
+            }),
         [dashed, _namespace, "pod"] => match dashed.replace('-', ".").parse::<Ipv4Addr>() {
             Ok(ip) => Outcome::found(addresses(name, kind, [ip])),
             Err(_) => Outcome::missing(),
@@ -184,7 +223,11 @@ fn service_records(service: &ServiceEntry, name: &Name, kind: RecordType) -> Out
         let Ok(target) = Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) else {
             return Outcome::found(Vec::new());
         };
-        return Outcome::found(vec![Record::from_rdata(name.clone(), TTL, RData::CNAME(rdata::CNAME(target)))]);
+        return Outcome::found(vec![Record::from_rdata(
+            name.clone(),
+            TTL,
+            RData::CNAME(rdata::CNAME(target)),
+        )]);
     }
     if kind == RecordType::SRV {
         return srv(service, name, kind, None);
@@ -193,7 +236,11 @@ fn service_records(service: &ServiceEntry, name: &Name, kind: RecordType) -> Out
         Some(vip) => Outcome::found(addresses(name, kind, [vip])),
         // A headless service without endpoints is unknown, so that clients fail at once.
         None if service.hosts.is_empty() => Outcome::missing(),
-        None => Outcome::found(addresses(name, kind, service.hosts.iter().map(|host| host.ip))),
+        None => Outcome::found(addresses(
+            name,
+            kind,
+            service.hosts.iter().map(|host| host.ip),
+        )),
     }
 }
 
@@ -201,30 +248,51 @@ fn host_records(service: &ServiceEntry, name: &Name, kind: RecordType, host: &st
     let ips: Vec<_> = service
         .hosts
         .iter()
-        .filter(|candidate| host_label(candidate) == host || candidate.ip.to_string().replace('.', "-") == host)
+        .filter(|candidate| {
+            host_label(candidate) == host || candidate.ip.to_string().replace('.', "-") == host
+        })
         .map(|candidate| candidate.ip)
         .collect();
-    if ips.is_empty() { Outcome::missing() } else { Outcome::found(addresses(name, kind, ips)) }
+    if ips.is_empty() {
+        Outcome::missing()
+    } else {
+        Outcome::found(addresses(name, kind, ips))
+    }
 }
 
 fn host_label(host: &super::services::Host) -> String {
-    host.hostname.clone().unwrap_or_else(|| host.ip.to_string().replace('.', "-"))
+    host.hostname
+        .clone()
+        .unwrap_or_else(|| host.ip.to_string().replace('.', "-"))
 }
 
-fn addresses(name: &Name, kind: RecordType, ips: impl IntoIterator<Item = Ipv4Addr>) -> Vec<Record> {
+fn addresses(
+    name: &Name,
+    kind: RecordType,
+    ips: impl IntoIterator<Item = Ipv4Addr>,
+) -> Vec<Record> {
     if !matches!(kind, RecordType::A | RecordType::ANY) {
         return Vec::new();
     }
-    ips.into_iter().map(|ip| Record::from_rdata(name.clone(), TTL, RData::A(rdata::A(ip)))).collect()
+    ips.into_iter()
+        .map(|ip| Record::from_rdata(name.clone(), TTL, RData::A(rdata::A(ip))))
+        .collect()
 }
 
 /// SRV records: of one named port, or of all ports of the service.
-fn srv(service: &ServiceEntry, name: &Name, kind: RecordType, wanted: Option<(&str, &str)>) -> Outcome {
+fn srv(
+    service: &ServiceEntry,
+    name: &Name,
+    kind: RecordType,
+    wanted: Option<(&str, &str)>,
+) -> Outcome {
     let ports: Vec<&PortEntry> = service
         .ports
         .iter()
         .filter(|port| {
-            wanted.is_none_or(|(name, protocol)| port.name == name && port.protocol.eq_ignore_ascii_case(protocol))
+            wanted.is_none_or(|(name, protocol)| {
+                port.name == name && port.protocol.eq_ignore_ascii_case(protocol)
+            })
         })
         .collect();
     if ports.is_empty() {
@@ -234,7 +302,10 @@ fn srv(service: &ServiceEntry, name: &Name, kind: RecordType, wanted: Option<(&s
     if !matches!(kind, RecordType::SRV | RecordType::ANY) {
         return outcome;
     }
-    let base = format!("{}.{}.svc.{CLUSTER_DOMAIN}.", service.name, service.namespace);
+    let base = format!(
+        "{}.{}.svc.{CLUSTER_DOMAIN}.",
+        service.name, service.namespace
+    );
     for port in ports {
         let targets: Vec<(String, Ipv4Addr, u16)> = match service.cluster_ip {
             Some(vip) => vec![(base.clone(), vip, port.port)],
@@ -243,15 +314,25 @@ fn srv(service: &ServiceEntry, name: &Name, kind: RecordType, wanted: Option<(&s
                 .iter()
                 .filter_map(|target| {
                     let host = service.hosts.iter().find(|host| host.ip == *target.ip())?;
-                    Some((format!("{}.{base}", host_label(host)), *target.ip(), target.port()))
+                    Some((
+                        format!("{}.{base}", host_label(host)),
+                        *target.ip(),
+                        target.port(),
+                    ))
                 })
                 .collect(),
         };
         for (target, ip, port) in targets {
-            let Ok(target) = Name::from_ascii(target) else { continue };
+            let Ok(target) = Name::from_ascii(target) else {
+                continue;
+            };
             let record = rdata::SRV::new(0, 100, port, target.clone());
-            outcome.answers.push(Record::from_rdata(name.clone(), TTL, RData::SRV(record)));
-            outcome.additional.push(Record::from_rdata(target, TTL, RData::A(rdata::A(ip))));
+            outcome
+                .answers
+                .push(Record::from_rdata(name.clone(), TTL, RData::SRV(record)));
+            outcome
+                .additional
+                .push(Record::from_rdata(target, TTL, RData::A(rdata::A(ip))));
         }
     }
     outcome
@@ -259,14 +340,27 @@ fn srv(service: &ServiceEntry, name: &Name, kind: RecordType, wanted: Option<(&s
 
 fn pointer(table: &ServiceTable, name: &Name, reversed: &str, kind: RecordType) -> Outcome {
     let forward: Vec<&str> = reversed.rsplit('.').collect();
-    let Ok(ip) = forward.join(".").parse::<Ipv4Addr>() else { return Outcome::missing() };
-    let Some(service) = table.services.values().find(|service| service.cluster_ip == Some(ip)) else {
+    let Ok(ip) = forward.join(".").parse::<Ipv4Addr>() else {
         return Outcome::missing();
     };
-    let target = Name::from_ascii(format!("{}.{}.svc.{CLUSTER_DOMAIN}.", service.name, service.namespace));
+    let Some(service) = table
+        .services
+        .values()
+        .find(|service| service.cluster_ip == Some(ip))
+    else {
+        return Outcome::missing();
+    };
+    let target = Name::from_ascii(format!(
+        "{}.{}.svc.{CLUSTER_DOMAIN}.",
+        service.name, service.namespace
+    ));
     match target {
         Ok(target) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
-            Outcome::found(vec![Record::from_rdata(name.clone(), TTL, RData::PTR(rdata::PTR(target)))])
+            Outcome::found(vec![Record::from_rdata(
+                name.clone(),
+                TTL,
+                RData::PTR(rdata::PTR(target)),
+            )])
         }
         _ => Outcome::found(Vec::new()),
     }

@@ -13,7 +13,10 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Service;
-use kube::{Api, Client, api::{Patch, PatchParams}};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
 use rand::seq::SliceRandom as _;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -61,15 +64,27 @@ pub(crate) async fn run(
             keep
         });
         failed.retain(|key| wanted.contains_key(key));
-        let missing: Vec<&Key> = wanted.keys().filter(|key| !open.contains_key(*key)).collect();
+        let missing: Vec<&Key> = wanted
+            .keys()
+            .filter(|key| !open.contains_key(*key))
+            .collect();
         for key in missing {
-            match host.listen((Ipv4Addr::LOCALHOST, key.node_port).into()).await {
+            match host
+                .listen((Ipv4Addr::LOCALHOST, key.node_port).into())
+                .await
+            {
                 Ok(listener) => {
                     failed.remove(key);
                     tracing::info!(service = %format!("{}/{}", key.namespace, key.service), port = key.port, "reachable at 127.0.0.1:{}", key.node_port);
                     let cancel = stop.child_token();
                     open.insert(key.clone(), cancel.clone());
-                    tokio::spawn(accept(listener, key.clone(), table.clone(), slots.clone(), cancel));
+                    tokio::spawn(accept(
+                        listener,
+                        key.clone(),
+                        table.clone(),
+                        slots.clone(),
+                        cancel,
+                    ));
                 }
                 Err(error) => {
                     if failed.insert(key.clone()) {
@@ -79,10 +94,15 @@ pub(crate) async fn run(
                 }
             }
         }
-        announced.retain(|(ns, name)| current.get(ns, name).is_some_and(|s| s.kind == Kind::LoadBalancer));
+        announced.retain(|(ns, name)| {
+            current
+                .get(ns, name)
+                .is_some_and(|s| s.kind == Kind::LoadBalancer)
+        });
         for (key, _) in wanted.iter().filter(|(_, balanced)| **balanced) {
             let name = (key.namespace.clone(), key.service.clone());
-            if open.contains_key(key) && !announced.contains(&name) && announce(&client, key).await {
+            if open.contains_key(key) && !announced.contains(&name) && announce(&client, key).await
+            {
                 announced.insert(name);
             }
         }
@@ -120,7 +140,9 @@ fn wanted(table: &ServiceTable) -> BTreeMap<Key, bool> {
 /// The port is taken by someone else on this machine: asks the API server to record another one.
 async fn move_port(client: &Client, key: &Key) {
     let api: Api<Service> = Api::namespaced(client.clone(), &key.namespace);
-    let Ok(Some(mut service)) = api.get_opt(&key.service).await else { return };
+    let Ok(Some(mut service)) = api.get_opt(&key.service).await else {
+        return;
+    };
     let candidate = rand::random_range(30_000..=32_767);
     let ports = service.spec.as_mut().and_then(|spec| spec.ports.as_mut());
     for port in ports.into_iter().flatten() {
@@ -128,15 +150,26 @@ async fn move_port(client: &Client, key: &Key) {
             port.node_port = Some(candidate);
         }
     }
-    if let Err(error) = api.replace(&key.service, &kube::api::PostParams::default(), &service).await {
+    if let Err(error) = api
+        .replace(&key.service, &kube::api::PostParams::default(), &service)
+        .await
+    {
         tracing::warn!(service = %format!("{}/{}", key.namespace, key.service), %error, "choosing another node port failed");
     }
 }
 
 async fn announce(client: &Client, key: &Key) -> bool {
     let api: Api<Service> = Api::namespaced(client.clone(), &key.namespace);
-    let status = serde_json::json!({"status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}}});
-    match api.patch_status(&key.service, &PatchParams::default(), &Patch::Merge(&status)).await {
+    let status =
+        serde_json::json!({"status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}}});
+    match api
+        .patch_status(
+            &key.service,
+            &PatchParams::default(),
+            &Patch::Merge(&status),
+        )
+        .await
+    {
         Ok(_) => true,
         Err(error) => {
             tracing::warn!(service = %format!("{}/{}", key.namespace, key.service), %error, "announcing the load balancer's address failed");
@@ -153,7 +186,9 @@ async fn accept(
     cancel: CancellationToken,
 ) {
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             () = cancel.cancelled() => return,
             accepted = listener.accept() => accepted,
@@ -173,11 +208,17 @@ async fn accept(
     }
 }
 
-async fn proxy(mut client: TcpStream, key: &Key, table: watch::Receiver<Arc<ServiceTable>>) -> io::Result<()> {
+async fn proxy(
+    mut client: TcpStream,
+    key: &Key,
+    table: watch::Receiver<Arc<ServiceTable>>,
+) -> io::Result<()> {
     let mut server = dial(key, table).await?;
     let _ = client.set_nodelay(true);
     let _ = server.set_nodelay(true);
-    tokio::io::copy_bidirectional(&mut client, &mut server).await.map(drop)
+    tokio::io::copy_bidirectional(&mut client, &mut server)
+        .await
+        .map(drop)
 }
 
 /// Connects to some ready endpoint, trying each once per version of the table.
@@ -207,7 +248,12 @@ async fn dial(key: &Key, mut table: watch::Receiver<Arc<ServiceTable>>) -> io::R
 fn targets(table: &ServiceTable, key: &Key) -> Vec<SocketAddrV4> {
     table
         .get(&key.namespace, &key.service)
-        .and_then(|service| service.ports.iter().find(|port| port.port == key.port && port.protocol == "TCP"))
+        .and_then(|service| {
+            service
+                .ports
+                .iter()
+                .find(|port| port.port == key.port && port.protocol == "TCP")
+        })
         .map(|port| port.targets.clone())
         .unwrap_or_default()
 }

@@ -2,11 +2,14 @@
 //!
 //! Written by [`publish`] 20 ms after the last of a burst of changes, read through a `watch` channel.
 
-use std::{collections::BTreeMap, net::{Ipv4Addr, SocketAddrV4}, sync::Arc, time::Duration};
-
-use k8s_openapi::{
-    api::{core::v1::Service, discovery::v1::EndpointSlice},
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
 };
+
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +71,11 @@ impl ServiceTable {
     ) -> Self {
         let mut by_service: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
         for slice in slices.filter(|slice| slice.address_type == "IPv4") {
-            let name = slice.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/service-name"));
+            let name = slice
+                .metadata
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get("kubernetes.io/service-name"));
             if let (Some(namespace), Some(name)) = (slice.metadata.namespace.as_deref(), name) {
                 by_service.entry((namespace, name)).or_default().push(slice);
             }
@@ -77,7 +84,9 @@ impl ServiceTable {
             .filter_map(|service| {
                 let namespace = service.metadata.namespace.clone()?;
                 let name = service.metadata.name.clone()?;
-                let slices = by_service.get(&(namespace.as_str(), name.as_str())).map_or(&[][..], Vec::as_slice);
+                let slices = by_service
+                    .get(&(namespace.as_str(), name.as_str()))
+                    .map_or(&[][..], Vec::as_slice);
                 let entry = entry(&namespace, &name, service, slices)?;
                 Some(((namespace, name), entry))
             })
@@ -91,7 +100,12 @@ impl ServiceTable {
     }
 }
 
-fn entry(namespace: &str, name: &str, service: &Service, slices: &[&EndpointSlice]) -> Option<ServiceEntry> {
+fn entry(
+    namespace: &str,
+    name: &str,
+    service: &Service,
+    slices: &[&EndpointSlice],
+) -> Option<ServiceEntry> {
     let spec = service.spec.as_ref()?;
     let kind = match spec.type_.as_deref() {
         Some("NodePort") => Kind::NodePort,
@@ -115,11 +129,19 @@ fn entry(namespace: &str, name: &str, service: &Service, slices: &[&EndpointSlic
         .iter()
         .flat_map(|slice| &slice.endpoints)
         .filter(|endpoint| {
-            not_ready_too || endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+            not_ready_too
+                || endpoint
+                    .conditions
+                    .as_ref()
+                    .and_then(|conditions| conditions.ready)
+                    .unwrap_or(true)
         })
         .flat_map(|endpoint| {
             endpoint.addresses.iter().filter_map(|address| {
-                Some(Host { ip: address.parse().ok()?, hostname: endpoint.hostname.clone() })
+                Some(Host {
+                    ip: address.parse().ok()?,
+                    hostname: endpoint.hostname.clone(),
+                })
             })
         })
         .collect();
@@ -139,20 +161,26 @@ fn targets(slices: &[&EndpointSlice], port_name: &str, protocol: &str) -> Vec<So
     let (mut ready, mut draining) = (Vec::new(), Vec::new());
     for slice in slices {
         let ports = slice.ports.iter().flatten().filter(|port| {
-            port.name.as_deref().unwrap_or("") == port_name && port.protocol.as_deref().unwrap_or("TCP") == protocol
+            port.name.as_deref().unwrap_or("") == port_name
+                && port.protocol.as_deref().unwrap_or("TCP") == protocol
         });
         for port in ports.filter_map(|port| port.port.and_then(|port| u16::try_from(port).ok())) {
             for endpoint in &slice.endpoints {
                 let conditions = endpoint.conditions.clone().unwrap_or_default();
                 let list = if conditions.ready.unwrap_or(true) {
                     &mut ready
-                } else if conditions.serving.unwrap_or(false) && conditions.terminating.unwrap_or(false) {
+                } else if conditions.serving.unwrap_or(false)
+                    && conditions.terminating.unwrap_or(false)
+                {
                     &mut draining
                 } else {
                     continue;
                 };
                 list.extend(
-                    endpoint.addresses.iter().filter_map(|ip| Some(SocketAddrV4::new(ip.parse().ok()?, port))),
+                    endpoint
+                        .addresses
+                        .iter()
+                        .filter_map(|ip| Some(SocketAddrV4::new(ip.parse().ok()?, port))),
                 );
             }
         }
@@ -164,13 +192,20 @@ fn targets(slices: &[&EndpointSlice], port_name: &str, protocol: &str) -> Vec<So
 }
 
 /// Publishes a new table whenever the objects have changed, until `stop`.
-pub(crate) async fn publish(objects: Arc<Objects>, table: watch::Sender<Arc<ServiceTable>>, stop: CancellationToken) {
+pub(crate) async fn publish(
+    objects: Arc<Objects>,
+    table: watch::Sender<Arc<ServiceTable>>,
+    stop: CancellationToken,
+) {
     let mut changed = objects.network_changed.clone();
     loop {
         changed.mark_unchanged();
         let services = objects.services.state();
         let slices = objects.slices.state();
-        let next = ServiceTable::build(services.iter().map(AsRef::as_ref), slices.iter().map(AsRef::as_ref));
+        let next = ServiceTable::build(
+            services.iter().map(AsRef::as_ref),
+            slices.iter().map(AsRef::as_ref),
+        );
         table.send_if_modified(|current| {
             let differs = **current != next;
             if differs {

@@ -21,7 +21,12 @@ pub(crate) fn rules(table: &ServiceTable) -> String {
     let mut number = 0;
     for service in table.services.values() {
         // What the daemon itself serves is an address of this namespace.
-        let Some(vip) = service.cluster_ip.filter(|ip| *ip != KUBERNETES_IP && *ip != DNS_IP) else { continue };
+        let Some(vip) = service
+            .cluster_ip
+            .filter(|ip| *ip != KUBERNETES_IP && *ip != DNS_IP)
+        else {
+            continue;
+        };
         for port in &service.ports {
             let protocol = match port.protocol.as_str() {
                 "TCP" => "tcp",
@@ -29,10 +34,19 @@ pub(crate) fn rules(table: &ServiceTable) -> String {
                 // SCTP needs kernel modules that a lab cannot count on; such a port is simply not there.
                 _ => continue,
             };
-            let matching = format!("-d {vip}/32 -p {protocol} -m {protocol} --dport {}", port.port);
-            let comment = format!("-m comment --comment \"{}/{}:{}\"", service.namespace, service.name, port.name);
+            let matching = format!(
+                "-d {vip}/32 -p {protocol} -m {protocol} --dport {}",
+                port.port
+            );
+            let comment = format!(
+                "-m comment --comment \"{}/{}:{}\"",
+                service.namespace, service.name, port.name
+            );
             if port.targets.is_empty() {
-                let _ = writeln!(refuse, "-A MESH-REFUSE {matching} {comment} -j REJECT --reject-with icmp-port-unreachable");
+                let _ = writeln!(
+                    refuse,
+                    "-A MESH-REFUSE {matching} {comment} -j REJECT --reject-with icmp-port-unreachable"
+                );
                 continue;
             }
             let chain = format!("MESH-SVC-{number}");
@@ -49,7 +63,10 @@ pub(crate) fn rules(table: &ServiceTable) -> String {
                     let probability = 1.0 / left as f64;
                     format!("-m statistic --mode random --probability {probability:.10} ")
                 };
-                let _ = writeln!(balance, "-A {chain} -p {protocol} {chance}-j DNAT --to-destination {target}");
+                let _ = writeln!(
+                    balance,
+                    "-A {chain} -p {protocol} {chance}-j DNAT --to-destination {target}"
+                );
             }
         }
     }
@@ -75,8 +92,13 @@ pub(crate) fn rules(table: &ServiceTable) -> String {
 
 /// A pod that reaches itself through a VIP must see the gateway as its peer, or it would answer itself directly.
 fn hairpin(table: &ServiceTable) -> String {
-    let mut ips: Vec<_> =
-        table.services.values().flat_map(|s| &s.ports).flat_map(|p| &p.targets).map(|target| *target.ip()).collect();
+    let mut ips: Vec<_> = table
+        .services
+        .values()
+        .flat_map(|s| &s.ports)
+        .flat_map(|p| &p.targets)
+        .map(|target| *target.ip())
+        .collect();
     ips.sort_unstable();
     ips.dedup();
     ips.iter().fold(String::new(), |mut text, ip| {
@@ -93,8 +115,10 @@ pub(crate) async fn run(mut table: watch::Receiver<Arc<ServiceTable>>, stop: Can
         let mut retry = false;
         if wanted != applied {
             let input = wanted.clone();
-            let result =
-                tokio::task::spawn_blocking(move || tools::feed("iptables-restore", &["-w", "5"], &input)).await;
+            let result = tokio::task::spawn_blocking(move || {
+                tools::feed("iptables-restore", &["-w", "5"], &input)
+            })
+            .await;
             match result {
                 Ok(Ok(())) => applied = wanted,
                 Ok(Err(error)) => {
@@ -132,21 +156,35 @@ mod tests {
             }],
             hosts: Vec::new(),
         };
-        ServiceTable { services: [(("default".to_owned(), "web".to_owned()), entry)].into() }
+        ServiceTable {
+            services: [(("default".to_owned(), "web".to_owned()), entry)].into(),
+        }
     }
 
     #[test]
     fn endpoints_share_connections_evenly() {
-        let text = rules(&table(&["10.244.0.3:8080", "10.244.0.4:8080", "10.244.0.5:8080"]));
-        assert!(text.contains("--probability 0.3333333333 -j DNAT --to-destination 10.244.0.3:8080"), "{text}");
-        assert!(text.contains("--probability 0.5000000000 -j DNAT --to-destination 10.244.0.4:8080"));
+        let text = rules(&table(&[
+            "10.244.0.3:8080",
+            "10.244.0.4:8080",
+            "10.244.0.5:8080",
+        ]));
+        assert!(
+            text.contains("--probability 0.3333333333 -j DNAT --to-destination 10.244.0.3:8080"),
+            "{text}"
+        );
+        assert!(
+            text.contains("--probability 0.5000000000 -j DNAT --to-destination 10.244.0.4:8080")
+        );
         assert!(text.contains("-A MESH-SVC-0 -p tcp -j DNAT --to-destination 10.244.0.5:8080"));
     }
 
     #[test]
     fn a_service_without_endpoints_refuses() {
         let text = rules(&table(&[]));
-        assert!(text.contains("-A MESH-REFUSE -d 10.96.3.4/32 -p tcp -m tcp --dport 80"), "{text}");
+        assert!(
+            text.contains("-A MESH-REFUSE -d 10.96.3.4/32 -p tcp -m tcp --dport 80"),
+            "{text}"
+        );
         assert!(!text.contains("MESH-SVC-0"));
     }
 }

@@ -57,7 +57,11 @@ impl Drop for Task {
 /// Where a container is.
 #[derive(Debug)]
 pub(crate) enum State {
-    Waiting { reason: &'static str, message: Option<String>, retry_at: Option<Instant> },
+    Waiting {
+        reason: &'static str,
+        message: Option<String>,
+        retry_at: Option<Instant>,
+    },
     /// A task is starting it.
     Starting,
     Running(Running),
@@ -79,7 +83,11 @@ impl ContainerState {
             spec,
             role,
             attempt: 0,
-            state: State::Waiting { reason: "ContainerCreating", message: None, retry_at: None },
+            state: State::Waiting {
+                reason: "ContainerCreating",
+                message: None,
+                retry_at: None,
+            },
             last: None,
             ready: false,
             started: false,
@@ -136,7 +144,10 @@ impl ContainerState {
     /// The wait before the next restart; counts it.
     pub(crate) fn next_back_off(&mut self, exit: &Exit) -> Duration {
         let ran = exit.started_at.map_or(Duration::ZERO, |started_at| {
-            exit.finished_at.duration_since(started_at).try_into().unwrap_or_default()
+            exit.finished_at
+                .duration_since(started_at)
+                .try_into()
+                .unwrap_or_default()
         });
         if ran >= FORGET_AFTER {
             self.restarts = 0;
@@ -151,14 +162,20 @@ impl ContainerState {
 pub(crate) fn back_off(restarts: u32) -> Duration {
     match restarts {
         0 => Duration::ZERO,
-        n => Duration::from_secs(10).saturating_mul(1 << (n - 1).min(10)).min(LONGEST_BACK_OFF),
+        n => Duration::from_secs(10)
+            .saturating_mul(1 << (n - 1).min(10))
+            .min(LONGEST_BACK_OFF),
     }
 }
 
 /// `80 s` → `1m20s`, as Kubernetes prints durations.
 pub(crate) fn print_duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+    if seconds < 60 {
+        format!("{seconds}s")
+    } else {
+        format!("{}m{}s", seconds / 60, seconds % 60)
+    }
 }
 
 /// The reason of a terminated state.
@@ -173,7 +190,13 @@ pub(crate) fn reason(exit: &Exit) -> &'static str {
 
 /// An exit that nobody recorded.
 pub(crate) fn unknown_exit(started_at: Option<Timestamp>, message: &str) -> Exit {
-    Exit { code: 137, signal: Some(9), start_error: Some(message.to_owned()), started_at, finished_at: Timestamp::now() }
+    Exit {
+        code: 137,
+        signal: Some(9),
+        start_error: Some(message.to_owned()),
+        started_at,
+        finished_at: Timestamp::now(),
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::{AtomicU64, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use jiff::Timestamp;
@@ -13,7 +16,10 @@ use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use kube::{Api, Client, api::{Patch, PatchParams, PostParams}};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
 use tokio::sync::mpsc;
 
 const QUEUE: usize = 1024;
@@ -46,24 +52,50 @@ impl Recorder {
     pub(crate) fn new(client: Client, node: String) -> (Self, impl Future<Output = ()>) {
         let (queue, inbox) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
-        (Self { queue, dropped: dropped.clone() }, write(client, node, inbox, dropped))
+        (
+            Self {
+                queue,
+                dropped: dropped.clone(),
+            },
+            write(client, node, inbox, dropped),
+        )
     }
 
     /// Emits an event.
-    pub(crate) fn emit(&self, about: &ObjectReference, kind: &'static str, reason: &'static str, message: String) {
-        let note = Note { about: about.clone(), kind, reason, message, at: Timestamp::now() };
+    pub(crate) fn emit(
+        &self,
+        about: &ObjectReference,
+        kind: &'static str,
+        reason: &'static str,
+        message: String,
+    ) {
+        let note = Note {
+            about: about.clone(),
+            kind,
+            reason,
+            message,
+            at: Timestamp::now(),
+        };
         if self.queue.try_send(note).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-async fn write(client: Client, node: String, mut inbox: mpsc::Receiver<Note>, dropped: Arc<AtomicU64>) {
+async fn write(
+    client: Client,
+    node: String,
+    mut inbox: mpsc::Receiver<Note>,
+    dropped: Arc<AtomicU64>,
+) {
     let mut seen: HashMap<(String, String, String, String), (String, i32)> = HashMap::new();
     while let Some(note) = inbox.recv().await {
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            tracing::warn!(lost, "events were dropped because the API server was slower than they came");
+            tracing::warn!(
+                lost,
+                "events were dropped because the API server was slower than they came"
+            );
         }
         if seen.len() >= REMEMBERED {
             seen.clear();
@@ -74,12 +106,20 @@ async fn write(client: Client, node: String, mut inbox: mpsc::Receiver<Note>, dr
             note.reason.to_owned(),
             note.message.clone(),
         );
-        let namespace = note.about.namespace.clone().unwrap_or_else(|| "default".into());
+        let namespace = note
+            .about
+            .namespace
+            .clone()
+            .unwrap_or_else(|| "default".into());
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         if let Some((name, count)) = seen.get_mut(&key) {
             *count += 1;
             let patch = serde_json::json!({"count": *count, "lastTimestamp": Time(note.at)});
-            if api.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await.is_ok() {
+            if api
+                .patch(name, &PatchParams::default(), &Patch::Merge(&patch))
+                .await
+                .is_ok()
+            {
                 continue;
             }
         }
@@ -110,7 +150,10 @@ fn event(note: &Note, namespace: &str, node: &str) -> Event {
         count: Some(1),
         first_timestamp: Some(Time(note.at)),
         last_timestamp: Some(Time(note.at)),
-        source: Some(EventSource { component: Some("kubelet".into()), host: Some(node.to_owned()) }),
+        source: Some(EventSource {
+            component: Some("kubelet".into()),
+            host: Some(node.to_owned()),
+        }),
         reporting_component: Some("kubelet".into()),
         reporting_instance: Some(node.to_owned()),
         ..Default::default()

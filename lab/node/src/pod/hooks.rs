@@ -17,11 +17,16 @@ pub(crate) async fn run(
 ) -> Result<(), String> {
     let attempt = async {
         if let Some(exec) = &handler.exec {
-            running.run(exec.command.clone().unwrap_or_default(), limit).await
+            running
+                .run(exec.command.clone().unwrap_or_default(), limit)
+                .await
         } else if let Some(action) = &handler.http_get {
             http::get(container, ip, action).await
         } else if let Some(sleep) = &handler.sleep {
-            tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+            tokio::time::sleep(Duration::from_secs(
+                u64::try_from(sleep.seconds).unwrap_or(0),
+            ))
+            .await;
             Ok(())
         } else {
             Err("a hook needs one of exec, httpGet, sleep".to_owned())

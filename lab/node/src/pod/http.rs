@@ -27,7 +27,9 @@ const BODY_LIMIT: usize = 10 * 1024;
 /// The number of a port that may be given by name.
 pub(crate) fn port(container: &Container, port: &IntOrString) -> Result<u16, String> {
     match port {
-        IntOrString::Int(number) => u16::try_from(*number).map_err(|_| format!("port {number} is out of range")),
+        IntOrString::Int(number) => {
+            u16::try_from(*number).map_err(|_| format!("port {number} is out of range"))
+        }
         IntOrString::String(name) => container
             .ports
             .iter()
@@ -40,17 +42,35 @@ pub(crate) fn port(container: &Container, port: &IntOrString) -> Result<u16, Str
 }
 
 /// `GET` as a probe does it: status 200 to 399 is success.
-pub(crate) async fn get(container: &Container, ip: std::net::Ipv4Addr, action: &HTTPGetAction) -> Result<(), String> {
+pub(crate) async fn get(
+    container: &Container,
+    ip: std::net::Ipv4Addr,
+    action: &HTTPGetAction,
+) -> Result<(), String> {
     let port = port(container, &action.port)?;
-    let host = action.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| ip.to_string());
+    let host = action
+        .host
+        .clone()
+        .filter(|host| !host.is_empty())
+        .unwrap_or_else(|| ip.to_string());
     let tls = action.scheme.as_deref() == Some("HTTPS");
     let scheme = if tls { "https" } else { "http" };
-    let path = action.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let path = action
+        .path
+        .as_deref()
+        .filter(|path| !path.is_empty())
+        .unwrap_or("/");
+    let path = if path.starts_with('/') {
+        path.to_owned()
+    } else {
+        format!("/{path}")
+    };
     let url = format!("{scheme}://{host}:{port}{path}");
     let failed = |text: String| format!("Get \"{url}\": {text}");
 
-    let mut request = Request::get(path.as_str()).header("user-agent", "kube-probe/1.33").header("connection", "close");
+    let mut request = Request::get(path.as_str())
+        .header("user-agent", "kube-probe/1.33")
+        .header("connection", "close");
     let mut named_host = format!("{host}:{port}");
     for header in action.http_headers.iter().flatten() {
         if header.name.eq_ignore_ascii_case("host") {
@@ -87,10 +107,14 @@ pub(crate) async fn tcp(host: &str, port: u16) -> Result<(), String> {
 
 async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {
     let target = format!("{host}:{port}");
-    TcpStream::connect(&target).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::ConnectionRefused => format!("dial tcp {target}: connect: connection refused"),
-        _ => format!("dial tcp {target}: {error}"),
-    })
+    TcpStream::connect(&target)
+        .await
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused => {
+                format!("dial tcp {target}: connect: connection refused")
+            }
+            _ => format!("dial tcp {target}: {error}"),
+        })
 }
 
 async fn exchange(
@@ -104,7 +128,9 @@ async fn exchange(
         Ok(response) => {
             let status = response.status().as_u16();
             // Read a little, so that the server's write is not cut off in the usual case.
-            let _ = Limited::new(response.into_body(), BODY_LIMIT).collect().await;
+            let _ = Limited::new(response.into_body(), BODY_LIMIT)
+                .collect()
+                .await;
             Ok(status)
         }
         Err(error) => Err(error),
@@ -116,9 +142,10 @@ async fn exchange(
 /// `grpc.health.v1.Health/Check`.
 pub(crate) async fn grpc_health(address: SocketAddr, service: &str) -> Result<(), String> {
     let stream = dial(&address.ip().to_string(), address.port()).await?;
-    let (mut sender, connection) = conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .map_err(|error| error.to_string())?;
+    let (mut sender, connection) =
+        conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
     let connection = tokio::spawn(connection);
     let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
@@ -126,16 +153,28 @@ pub(crate) async fn grpc_health(address: SocketAddr, service: &str) -> Result<()
         .body(Full::new(health_request(service)))
         .map_err(|error| error.to_string())?;
     let result = async {
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| error.to_string())?;
         let headers = response.headers().clone();
-        let body = Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(|error| error.to_string())?;
+        let body = Limited::new(response.into_body(), BODY_LIMIT)
+            .collect()
+            .await
+            .map_err(|error| error.to_string())?;
         let trailers = body.trailers().cloned().unwrap_or_default();
-        let code = trailers.get("grpc-status").or(headers.get("grpc-status")).map(|value| value.as_bytes().to_vec());
+        let code = trailers
+            .get("grpc-status")
+            .or(headers.get("grpc-status"))
+            .map(|value| value.as_bytes().to_vec());
         match (code.as_deref(), body.to_bytes().get(5..)) {
             // HealthCheckResponse{status: SERVING}
             (Some(b"0"), Some([0x08, 0x01, ..])) => Ok(()),
             (Some(b"0"), _) => Err("service unhealthy (responded with \"NOT_SERVING\")".to_owned()),
-            (code, _) => Err(format!("health rpc failed: grpc-status {}", String::from_utf8_lossy(code.unwrap_or(b"missing")))),
+            (code, _) => Err(format!(
+                "health rpc failed: grpc-status {}",
+                String::from_utf8_lossy(code.unwrap_or(b"missing"))
+            )),
         }
     }
     .await;
@@ -196,6 +235,8 @@ impl ServerCertVerifier for AnyCertificate {
         Ok(HandshakeSignatureValid::assertion())
     }
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+        rustls::crypto::aws_lc_rs::default_provider()
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

@@ -7,7 +7,10 @@ use std::{collections::HashMap, fs, sync::Arc};
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, runtime::{WatchStreamExt as _, watcher}};
+use kube::{
+    Api,
+    runtime::{WatchStreamExt as _, watcher},
+};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -30,7 +33,9 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     reserve_addresses(&context);
     let config = watcher::Config::default().fields(&format!("spec.nodeName={}", context.node_name));
-    let mut events = watcher(Api::<Pod>::all(context.client.clone()), config).default_backoff().boxed();
+    let mut events = watcher(Api::<Pod>::all(context.client.clone()), config)
+        .default_backoff()
+        .boxed();
     let mut relisted: Option<Vec<String>> = None;
     let mut first_list = true;
     loop {
@@ -75,9 +80,20 @@ pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     tasks.wait().await;
 }
 
-fn apply(context: &Arc<Context>, tasks: &TaskTracker, workers: &mut HashMap<String, watch::Sender<Update>>, pod: Pod) {
-    let Some(uid) = pod.metadata.uid.clone() else { return };
-    let update = Update { pod: Arc::new(pod), gone: false, down: false };
+fn apply(
+    context: &Arc<Context>,
+    tasks: &TaskTracker,
+    workers: &mut HashMap<String, watch::Sender<Update>>,
+    pod: Pod,
+) {
+    let Some(uid) = pod.metadata.uid.clone() else {
+        return;
+    };
+    let update = Update {
+        pod: Arc::new(pod),
+        gone: false,
+        down: false,
+    };
     if let Some(worker) = workers.get(&uid) {
         worker.send_replace(update);
         return;
@@ -89,7 +105,11 @@ fn apply(context: &Arc<Context>, tasks: &TaskTracker, workers: &mut HashMap<Stri
 
 /// Addresses of pods that still run must not be given to others.
 fn reserve_addresses(context: &Context) {
-    for entry in fs::read_dir(context.state.pods()).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(context.state.pods())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if let Some(sandbox) = Sandbox::adopt(&entry.path()) {
             context.addresses.reserve(sandbox.ip);
         }
@@ -98,7 +118,11 @@ fn reserve_addresses(context: &Context) {
 
 /// Ends what belongs to pods that were deleted while no daemon ran.
 async fn remove_orphans(context: &Context, present: &[String]) {
-    for entry in fs::read_dir(context.state.pods()).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(context.state.pods())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         let uid = entry.file_name().to_string_lossy().into_owned();
         if present.contains(&uid) {
             continue;
@@ -109,7 +133,12 @@ async fn remove_orphans(context: &Context, present: &[String]) {
             .into_iter()
             .flatten()
             .flatten()
-            .flat_map(|container| fs::read_dir(container.path()).into_iter().flatten().flatten())
+            .flat_map(|container| {
+                fs::read_dir(container.path())
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+            })
         {
             if let Some(Found::Running(running)) = find(&run.path()) {
                 running.state.init.kill().await;

@@ -29,7 +29,10 @@ use kube::Client;
 use tokio::sync::watch;
 
 use crate::{
-    images::Images, lab::state::StateDir, network::{addresses::Addresses, services::ServiceTable}, objects::Objects,
+    images::Images,
+    lab::state::StateDir,
+    network::{addresses::Addresses, services::ServiceTable},
+    objects::Objects,
     process::ProcId,
 };
 
@@ -50,6 +53,9 @@ pub(crate) struct Context {
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Context").field("node", &self.node_name).finish_non_exhaustive()
+        formatter
+            .debug_struct("Context")
+            .field("node", &self.node_name)
+            .finish_non_exhaustive()
     }
 }

@@ -44,7 +44,9 @@ pub(crate) struct Target {
 /// Probes until dropped; findings go to `report`.
 pub(crate) async fn run(target: Target, report: mpsc::Sender<Finding>) {
     if let Some(probe) = &target.container.startup_probe {
-        let Some(()) = until_started(&target, probe, &report).await else { return };
+        let Some(()) = until_started(&target, probe, &report).await else {
+            return;
+        };
     }
     tokio::join!(readiness(&target, &report), liveness(&target, &report));
 }
@@ -58,7 +60,12 @@ struct Schedule {
 
 impl Schedule {
     fn of(probe: &Probe) -> Self {
-        let positive = |value: Option<i32>, default: u32| value.and_then(|v| u32::try_from(v).ok()).filter(|v| *v > 0).unwrap_or(default);
+        let positive = |value: Option<i32>, default: u32| {
+            value
+                .and_then(|v| u32::try_from(v).ok())
+                .filter(|v| *v > 0)
+                .unwrap_or(default)
+        };
         Self {
             period: Duration::from_secs(positive(probe.period_seconds, 10).into()),
             timeout: Duration::from_secs(positive(probe.timeout_seconds, 1).into()),
@@ -69,7 +76,10 @@ impl Schedule {
 }
 
 async fn initial_delay(probe: &Probe) {
-    let delay = probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
+    let delay = probe
+        .initial_delay_seconds
+        .and_then(|s| u64::try_from(s).ok())
+        .unwrap_or(0);
     tokio::time::sleep(Duration::from_secs(delay)).await;
 }
 
@@ -82,7 +92,11 @@ struct Quick {
 
 impl Quick {
     fn new() -> Self {
-        Self { began: Instant::now(), wait: QUICKEST, counted: 0 }
+        Self {
+            began: Instant::now(),
+            wait: QUICKEST,
+            counted: 0,
+        }
     }
 
     /// Whether this failure is the one of its period.
@@ -104,7 +118,11 @@ impl Quick {
     }
 }
 
-async fn until_started(target: &Target, probe: &Probe, report: &mpsc::Sender<Finding>) -> Option<()> {
+async fn until_started(
+    target: &Target,
+    probe: &Probe,
+    report: &mpsc::Sender<Finding>,
+) -> Option<()> {
     let schedule = Schedule::of(probe);
     initial_delay(probe).await;
     let mut quick = Quick::new();
@@ -131,7 +149,9 @@ async fn until_started(target: &Target, probe: &Probe, report: &mpsc::Sender<Fin
 }
 
 async fn readiness(target: &Target, report: &mpsc::Sender<Finding>) {
-    let Some(probe) = &target.container.readiness_probe else { return };
+    let Some(probe) = &target.container.readiness_probe else {
+        return;
+    };
     let schedule = Schedule::of(probe);
     initial_delay(probe).await;
     let mut quick = Quick::new();
@@ -175,7 +195,9 @@ async fn readiness(target: &Target, report: &mpsc::Sender<Finding>) {
 }
 
 async fn liveness(target: &Target, report: &mpsc::Sender<Finding>) {
-    let Some(probe) = &target.container.liveness_probe else { return };
+    let Some(probe) = &target.container.liveness_probe else {
+        return;
+    };
     let schedule = Schedule::of(probe);
     initial_delay(probe).await;
     let mut bad = 0;
@@ -197,29 +219,48 @@ async fn liveness(target: &Target, report: &mpsc::Sender<Finding>) {
 }
 
 fn unhealthy(target: &Target, kind: &str, message: &str) {
-    target.events.emit(&target.reference, WARNING, "Unhealthy", format!("{kind} probe failed: {message}"));
+    target.events.emit(
+        &target.reference,
+        WARNING,
+        "Unhealthy",
+        format!("{kind} probe failed: {message}"),
+    );
 }
 
 /// One probe.
 async fn check(target: &Target, probe: &Probe, timeout: Duration) -> Result<(), String> {
     if let Some(exec) = &probe.exec {
-        return target.running.run(exec.command.clone().unwrap_or_default(), timeout).await;
+        return target
+            .running
+            .run(exec.command.clone().unwrap_or_default(), timeout)
+            .await;
     }
     let attempt = async {
         if let Some(action) = &probe.http_get {
             http::get(&target.container, target.ip, action).await
         } else if let Some(action) = &probe.tcp_socket {
-            let host = action.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| target.ip.to_string());
+            let host = action
+                .host
+                .clone()
+                .filter(|host| !host.is_empty())
+                .unwrap_or_else(|| target.ip.to_string());
             http::tcp(&host, http::port(&target.container, &action.port)?).await
         } else if let Some(action) = &probe.grpc {
-            let port = u16::try_from(action.port).map_err(|_| format!("port {} is out of range", action.port))?;
-            http::grpc_health((target.ip, port).into(), action.service.as_deref().unwrap_or("")).await
+            let port = u16::try_from(action.port)
+                .map_err(|_| format!("port {} is out of range", action.port))?;
+            http::grpc_health(
+                (target.ip, port).into(),
+                action.service.as_deref().unwrap_or(""),
+            )
+            .await
         } else {
             Err("a probe needs one of exec, httpGet, tcpSocket, grpc".to_owned())
         }
     };
     match tokio::time::timeout(timeout, attempt).await {
         Ok(result) => result,
-        Err(_) => Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into()),
+        Err(_) => {
+            Err("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".into())
+        }
     }
 }

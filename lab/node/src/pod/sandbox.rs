@@ -63,8 +63,15 @@ impl Sandbox {
     ) -> anyhow::Result<Self> {
         // Unique because the address is.
         let veth = format!("v{:08x}", u32::from(ip));
-        let network = (!host_network).then(|| PauseNetwork { ip, veth: veth.clone(), lab_pid: lab.pid });
-        let spec = serde_json::to_string(&PauseSpec { hostname: hostname.to_owned(), network })?;
+        let network = (!host_network).then(|| PauseNetwork {
+            ip,
+            veth: veth.clone(),
+            lab_pid: lab.pid,
+        });
+        let spec = serde_json::to_string(&PauseSpec {
+            hostname: hostname.to_owned(),
+            network,
+        })?;
         let mut child = Command::new(SELF)
             .arg("pause")
             .arg(&spec)
@@ -76,7 +83,9 @@ impl Sandbox {
             .context("starting the pause process")?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line).context("waiting for the pause process")?;
+            BufReader::new(stdout)
+                .read_line(&mut line)
+                .context("waiting for the pause process")?;
         }
         let pause = i32::try_from(child.id()).ok().and_then(ProcId::of);
         let ready = line.trim() == "ready";
@@ -89,7 +98,10 @@ impl Sandbox {
             let _ = child.kill();
             let _ = child.wait();
             plugged?;
-            bail!("the pod's network namespace could not be made: {}", line.trim());
+            bail!(
+                "the pod's network namespace could not be made: {}",
+                line.trim()
+            );
         };
         // Reaps the process when it ends while this daemon lives.
         std::thread::Builder::new()
@@ -99,7 +111,11 @@ impl Sandbox {
                 let _ = child.wait();
             })
             .context("starting the reaper")?;
-        let sandbox = Self { pause, ip, host_network };
+        let sandbox = Self {
+            pause,
+            ip,
+            host_network,
+        };
         files::write_json(&pod_dir.join("sandbox.json"), &sandbox)?;
         Ok(sandbox)
     }
@@ -139,7 +155,9 @@ fn prepare(spec: &str) -> anyhow::Result<()> {
     }
     unshare(flags).context("unshare")?;
     sethostname(&spec.hostname).context("setting the host name")?;
-    let Some(PauseNetwork { ip, veth, lab_pid }) = spec.network else { return Ok(()) };
+    let Some(PauseNetwork { ip, veth, lab_pid }) = spec.network else {
+        return Ok(());
+    };
     // As container runtimes do: a pod's port 80 needs no privilege, its network is its own.
     tools::sysctl("net/ipv4/ip_unprivileged_port_start", "0")?;
     let _ = tools::sysctl("net/ipv4/ping_group_range", "0 2147483647");

@@ -26,10 +26,20 @@ const LEAST: Duration = Duration::from_secs(2);
 
 /// Stops a container; returns when it has ended.
 pub(crate) async fn stop(stop: Stop, grace: Duration) {
-    let Stop { container, running, ip, reference, events, message } = stop;
+    let Stop {
+        container,
+        running,
+        ip,
+        reference,
+        events,
+        message,
+    } = stop;
     events.emit(&reference, NORMAL, "Killing", message);
     let began = tokio::time::Instant::now();
-    let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+    let hook = container
+        .lifecycle
+        .as_ref()
+        .and_then(|lifecycle| lifecycle.pre_stop.as_ref());
     if let Some(hook) = hook.filter(|_| !grace.is_zero()) {
         tokio::select! {
             () = running.state.shim.exited() => return,
@@ -38,6 +48,10 @@ pub(crate) async fn stop(stop: Stop, grace: Duration) {
             }
         }
     }
-    let rest = if grace.is_zero() { grace } else { grace.saturating_sub(began.elapsed()).max(LEAST) };
+    let rest = if grace.is_zero() {
+        grace
+    } else {
+        grace.saturating_sub(began.elapsed()).max(LEAST)
+    };
     running.terminate(rest).await;
 }

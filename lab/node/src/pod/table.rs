@@ -48,7 +48,10 @@ impl PodTable {
     }
 
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<PodView>> {
-        self.0.read().get(&(namespace.to_owned(), name.to_owned())).cloned()
+        self.0
+            .read()
+            .get(&(namespace.to_owned(), name.to_owned()))
+            .cloned()
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<PodView>> {

@@ -20,11 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Context,
-    container_state::ContainerState,
-    manager::Update,
-    probes::Finding,
-    sandbox::Sandbox,
+    Context, container_state::ContainerState, manager::Update, probes::Finding, sandbox::Sandbox,
     status::Conditions,
 };
 use crate::{
@@ -35,11 +31,27 @@ use crate::{
 /// Something that happened to the pod's processes.
 #[derive(Debug)]
 pub(crate) enum Happening {
-    Started { index: usize, attempt: u32, result: Result<Running, Exit> },
-    Exited { index: usize, attempt: u32, exit: Exit },
-    Probed { index: usize, attempt: u32, finding: Finding },
+    Started {
+        index: usize,
+        attempt: u32,
+        result: Result<Running, Exit>,
+    },
+    Exited {
+        index: usize,
+        attempt: u32,
+        exit: Exit,
+    },
+    Probed {
+        index: usize,
+        attempt: u32,
+        finding: Finding,
+    },
     /// The postStart hook failed.
-    HookFailed { index: usize, attempt: u32, message: String },
+    HookFailed {
+        index: usize,
+        attempt: u32,
+        message: String,
+    },
     SandboxDied,
 }
 
@@ -160,7 +172,12 @@ impl Worker {
 
     fn take_update(&mut self) {
         let pod = self.updates.borrow_and_update().pod.clone();
-        let meta = |pod: &Pod| (pod.metadata.labels.clone(), pod.metadata.annotations.clone());
+        let meta = |pod: &Pod| {
+            (
+                pod.metadata.labels.clone(),
+                pod.metadata.annotations.clone(),
+            )
+        };
         if meta(&pod) != meta(&self.pod) {
             // Downward volumes show labels and annotations.
             self.volumes_ready = false;
@@ -172,9 +189,16 @@ impl Worker {
     fn uses_config(&self) -> bool {
         !self.volumes_ready
             || self.waits_for_config()
-            || self.pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).is_some_and(|volumes| {
-                volumes.iter().any(|v| v.config_map.is_some() || v.secret.is_some() || v.projected.is_some())
-            })
+            || self
+                .pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.volumes.as_ref())
+                .is_some_and(|volumes| {
+                    volumes.iter().any(|v| {
+                        v.config_map.is_some() || v.secret.is_some() || v.projected.is_some()
+                    })
+                })
     }
 
     /// The earliest time something is due.
@@ -187,7 +211,11 @@ impl Worker {
         self.containers
             .iter()
             .filter_map(ContainerState::retry_at)
-            .chain(self.sandbox_retry.filter(|_| self.sandbox.is_none()).map(|(at, _)| at))
+            .chain(
+                self.sandbox_retry
+                    .filter(|_| self.sandbox.is_none())
+                    .map(|(at, _)| at),
+            )
             .chain(self.volumes_retry.filter(|_| !self.volumes_ready))
             .chain(self.publish_retry)
             .chain(renewal)
@@ -195,16 +223,26 @@ impl Worker {
     }
 
     fn policy(&self) -> &str {
-        self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always")
+        self.pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.restart_policy.as_deref())
+            .unwrap_or("Always")
     }
 
     /// The pod (or one of its containers) as events name it.
     fn reference(&self, index: Option<usize>) -> ObjectReference {
         let meta = &self.pod.metadata;
-        let field_path = index.and_then(|index| self.containers.get(index)).map(|container| {
-            let list = if container.role == super::container_state::Role::Main { "containers" } else { "initContainers" };
-            format!("spec.{list}{{{}}}", container.spec.name)
-        });
+        let field_path = index
+            .and_then(|index| self.containers.get(index))
+            .map(|container| {
+                let list = if container.role == super::container_state::Role::Main {
+                    "containers"
+                } else {
+                    "initContainers"
+                };
+                format!("spec.{list}{{{}}}", container.spec.name)
+            });
         ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("Pod".into()),

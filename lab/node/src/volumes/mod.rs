@@ -18,8 +18,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{
-        ConfigMap, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod, Secret, ServiceAccount,
-        ServiceAccountTokenProjection, Volume,
+        ConfigMap, DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, Pod, Secret,
+        ServiceAccount, ServiceAccountTokenProjection, Volume,
     },
 };
 use kube::{Api, Client};
@@ -72,11 +72,19 @@ impl Volumes {
 
     /// Sets up all volumes, or brings them up to date.
     pub(crate) async fn sync(&mut self, inputs: &Inputs<'_>) -> Result<(), VolumeError> {
-        let volumes = inputs.pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+        let volumes = inputs
+            .pod
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.volumes.as_deref())
+            .unwrap_or_default();
         for volume in volumes {
             self.sync_one(volume, inputs)
                 .await
-                .map_err(|message| VolumeError { volume: volume.name.clone(), message })?;
+                .map_err(|message| VolumeError {
+                    volume: volume.name.clone(),
+                    message,
+                })?;
         }
         Ok(())
     }
@@ -90,10 +98,14 @@ impl Volumes {
         let group = fs_group(inputs.pod);
         if let Some(empty) = &volume.empty_dir {
             if empty.medium.as_deref() == Some("Memory") {
-                let size = empty.size_limit.as_ref().and_then(fields::parse_quantity).map_or_else(
-                    || "mode=1777".to_owned(),
-                    |bytes| format!("mode=1777,size={bytes:.0}"),
-                );
+                let size = empty
+                    .size_limit
+                    .as_ref()
+                    .and_then(fields::parse_quantity)
+                    .map_or_else(
+                        || "mode=1777".to_owned(),
+                        |bytes| format!("mode=1777,size={bytes:.0}"),
+                    );
                 mount_memory(&dir, &size)?;
             }
             return open_to_all(&dir, group);
@@ -109,20 +121,36 @@ impl Volumes {
             mount_memory(&dir, "mode=755,size=16m")?;
         }
         if self.written.get(&volume.name) != Some(&payload) {
-            payload::write(&dir, &payload, group).map_err(|error| format!("writing {}: {error}", dir.display()))?;
+            payload::write(&dir, &payload, group)
+                .map_err(|error| format!("writing {}: {error}", dir.display()))?;
             self.written.insert(volume.name.clone(), payload);
         }
         Ok(())
     }
 
     /// The files of a volume that is made of objects; `None` for other kinds of volume.
-    async fn payload(&mut self, volume: &Volume, inputs: &Inputs<'_>) -> Result<Option<Payload>, String> {
-        let namespace = inputs.pod.metadata.namespace.as_deref().unwrap_or("default");
+    async fn payload(
+        &mut self,
+        volume: &Volume,
+        inputs: &Inputs<'_>,
+    ) -> Result<Option<Payload>, String> {
+        let namespace = inputs
+            .pod
+            .metadata
+            .namespace
+            .as_deref()
+            .unwrap_or("default");
         let mut payload = Payload::new();
         if let Some(source) = &volume.config_map {
             let optional = source.optional == Some(true);
             let map = inputs.objects.config_map(namespace, &source.name);
-            let data = select(map.as_deref().map(config_map_data), "configmap", &source.name, source.items.as_deref(), optional)?;
+            let data = select(
+                map.as_deref().map(config_map_data),
+                "configmap",
+                &source.name,
+                source.items.as_deref(),
+                optional,
+            )?;
             add(&mut payload, data, source.default_mode);
             return Ok(Some(payload));
         }
@@ -130,7 +158,13 @@ impl Volumes {
             let name = source.secret_name.as_deref().unwrap_or_default();
             let optional = source.optional == Some(true);
             let secret = inputs.objects.secret(namespace, name);
-            let data = select(secret.as_deref().map(secret_data), "secret", name, source.items.as_deref(), optional)?;
+            let data = select(
+                secret.as_deref().map(secret_data),
+                "secret",
+                name,
+                source.items.as_deref(),
+                optional,
+            )?;
             add(&mut payload, data, source.default_mode);
             return Ok(Some(payload));
         }
@@ -139,18 +173,32 @@ impl Volumes {
             add(&mut payload, data, source.default_mode);
             return Ok(Some(payload));
         }
-        let Some(projected) = &volume.projected else { return Ok(None) };
+        let Some(projected) = &volume.projected else {
+            return Ok(None);
+        };
         for source in projected.sources.iter().flatten() {
             if let Some(part) = &source.config_map {
                 let map = inputs.objects.config_map(namespace, &part.name);
                 let optional = part.optional == Some(true);
-                let data = select(map.as_deref().map(config_map_data), "configmap", &part.name, part.items.as_deref(), optional)?;
+                let data = select(
+                    map.as_deref().map(config_map_data),
+                    "configmap",
+                    &part.name,
+                    part.items.as_deref(),
+                    optional,
+                )?;
                 add(&mut payload, data, projected.default_mode);
             }
             if let Some(part) = &source.secret {
                 let secret = inputs.objects.secret(namespace, &part.name);
                 let optional = part.optional == Some(true);
-                let data = select(secret.as_deref().map(secret_data), "secret", &part.name, part.items.as_deref(), optional)?;
+                let data = select(
+                    secret.as_deref().map(secret_data),
+                    "secret",
+                    &part.name,
+                    part.items.as_deref(),
+                    optional,
+                )?;
                 add(&mut payload, data, projected.default_mode);
             }
             if let Some(part) = &source.downward_api {
@@ -159,7 +207,11 @@ impl Volumes {
             }
             if let Some(part) = &source.service_account_token {
                 let token = self.token(&volume.name, part, namespace, inputs).await?;
-                add(&mut payload, vec![(part.path.clone(), token.into_bytes(), None)], projected.default_mode);
+                add(
+                    &mut payload,
+                    vec![(part.path.clone(), token.into_bytes(), None)],
+                    projected.default_mode,
+                );
             }
         }
         Ok(Some(payload))
@@ -179,7 +231,9 @@ impl Volumes {
             return Ok(token.value.clone());
         }
         let spec = inputs.pod.spec.as_ref();
-        let account = spec.and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+        let account = spec
+            .and_then(|spec| spec.service_account_name.as_deref())
+            .unwrap_or("default");
         let request = TokenRequest {
             spec: TokenRequestSpec {
                 audiences: projection.audience.clone().into_iter().collect(),
@@ -198,13 +252,29 @@ impl Volumes {
             .create_token_request(account, &Default::default(), &request)
             .await
             .map_err(|error| format!("failed to fetch token: {error}"))?;
-        let status = issued.status.ok_or("failed to fetch token: the answer has no status")?;
+        let status = issued
+            .status
+            .ok_or("failed to fetch token: the answer has no status")?;
         // Tokens may be valid for longer than asked (the API's own audience); what was asked decides on renewal.
         let asked = request.spec.expiration_seconds.unwrap_or(3600);
-        let life = status.expiration_timestamp.0.duration_since(now).as_secs().min(asked).clamp(1, 86_400);
-        let renew_at = now.checked_add(SignedDuration::from_secs(life * 4 / 5)).unwrap_or(now);
+        let life = status
+            .expiration_timestamp
+            .0
+            .duration_since(now)
+            .as_secs()
+            .min(asked)
+            .clamp(1, 86_400);
+        let renew_at = now
+            .checked_add(SignedDuration::from_secs(life * 4 / 5))
+            .unwrap_or(now);
         let value = status.token;
-        self.tokens.insert(key, Token { value: value.clone(), renew_at });
+        self.tokens.insert(
+            key,
+            Token {
+                value: value.clone(),
+                renew_at,
+            },
+        );
         Ok(value)
     }
 }
@@ -212,13 +282,26 @@ impl Volumes {
 type Data = Vec<(String, Vec<u8>, Option<i32>)>;
 
 fn config_map_data(map: &ConfigMap) -> BTreeMap<&str, Vec<u8>> {
-    let text = map.data.iter().flatten().map(|(key, value)| (key.as_str(), value.clone().into_bytes()));
-    let binary = map.binary_data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.clone()));
+    let text = map
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.clone().into_bytes()));
+    let binary = map
+        .binary_data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.0.clone()));
     text.chain(binary).collect()
 }
 
 fn secret_data(secret: &Secret) -> BTreeMap<&str, Vec<u8>> {
-    secret.data.iter().flatten().map(|(key, value)| (key.as_str(), value.0.clone())).collect()
+    secret
+        .data
+        .iter()
+        .flatten()
+        .map(|(key, value)| (key.as_str(), value.0.clone()))
+        .collect()
 }
 
 /// All keys, or those that `items` names at the paths it gives.
@@ -230,10 +313,17 @@ fn select(
     optional: bool,
 ) -> Result<Data, String> {
     let Some(data) = data else {
-        return if optional { Ok(Vec::new()) } else { Err(format!("{kind} \"{name}\" not found")) };
+        return if optional {
+            Ok(Vec::new())
+        } else {
+            Err(format!("{kind} \"{name}\" not found"))
+        };
     };
     let Some(items) = items.filter(|items| !items.is_empty()) else {
-        return Ok(data.into_iter().map(|(key, value)| (key.to_owned(), value, None)).collect());
+        return Ok(data
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value, None))
+            .collect());
     };
     let mut selected = Vec::new();
     for item in items {
@@ -258,11 +348,18 @@ fn downward(items: &[DownwardAPIVolumeFile], inputs: &Inputs<'_>) -> Result<Data
                     .pod
                     .spec
                     .as_ref()
-                    .and_then(|spec| spec.containers.iter().find(|container| container.name == name))
+                    .and_then(|spec| {
+                        spec.containers
+                            .iter()
+                            .find(|container| container.name == name)
+                    })
                     .ok_or_else(|| format!("resourceFieldRef: there is no container \"{name}\""))?;
                 fields::resource(container, selector)?
             } else {
-                return Err(format!("downwardAPI item {} needs fieldRef or resourceFieldRef", item.path));
+                return Err(format!(
+                    "downwardAPI item {} needs fieldRef or resourceFieldRef",
+                    item.path
+                ));
             };
             Ok((item.path.clone(), text.into_bytes(), item.mode))
         })
@@ -271,8 +368,17 @@ fn downward(items: &[DownwardAPIVolumeFile], inputs: &Inputs<'_>) -> Result<Data
 
 fn add(payload: &mut Payload, data: Data, default_mode: Option<i32>) {
     for (path, content, mode) in data {
-        let mode = mode.or(default_mode).and_then(|mode| u32::try_from(mode).ok()).unwrap_or(0o644);
-        payload.insert(path, File { content, mode: mode & 0o777 });
+        let mode = mode
+            .or(default_mode)
+            .and_then(|mode| u32::try_from(mode).ok())
+            .unwrap_or(0o644);
+        payload.insert(
+            path,
+            File {
+                content,
+                mode: mode & 0o777,
+            },
+        );
     }
 }
 
@@ -289,27 +395,35 @@ fn mount_memory(dir: &Path, options: &str) -> Result<(), String> {
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options)).map_err(|error| format!("mounting a tmpfs: {error}"))
+    mount(Some("tmpfs"), dir, Some("tmpfs"), flags, Some(options))
+        .map_err(|error| format!("mounting a tmpfs: {error}"))
 }
 
 fn open_to_all(dir: &Path, group: Option<u32>) -> Result<(), String> {
     let mode = if group.is_some() { 0o2777 } else { 0o777 };
     if group.is_some() {
-        std::os::unix::fs::chown(dir, None, group).map_err(|error| format!("changing the group: {error}"))?;
+        std::os::unix::fs::chown(dir, None, group)
+            .map_err(|error| format!("changing the group: {error}"))?;
     }
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode)).map_err(|error| format!("changing the mode: {error}"))
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+        .map_err(|error| format!("changing the mode: {error}"))
 }
 
 fn check_host_path(source: &HostPathVolumeSource) -> Result<(), String> {
     let path = Path::new(&source.path);
-    let fail = |what: &str| Err(format!("hostPath type check failed: {} is not {what}", source.path));
+    let fail = |what: &str| {
+        Err(format!(
+            "hostPath type check failed: {} is not {what}",
+            source.path
+        ))
+    };
     match source.type_.as_deref().unwrap_or("") {
         "DirectoryOrCreate" if !path.exists() => {
             fs::create_dir_all(path).map_err(|error| format!("creating {}: {error}", source.path))
         }
-        "FileOrCreate" if !path.exists() => {
-            fs::File::create(path).map(drop).map_err(|error| format!("creating {}: {error}", source.path))
-        }
+        "FileOrCreate" if !path.exists() => fs::File::create(path)
+            .map(drop)
+            .map_err(|error| format!("creating {}: {error}", source.path)),
         "Directory" | "DirectoryOrCreate" if !path.is_dir() => fail("a directory"),
         "File" | "FileOrCreate" if !path.is_file() => fail("a file"),
         "" if !path.exists() => {

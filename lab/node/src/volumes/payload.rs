@@ -32,7 +32,9 @@ const DATA: &str = "..data";
 /// Makes `dir` show exactly `payload`.
 pub(crate) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Result<()> {
     if let Some(bad) = payload.keys().find(|path| !is_plain(path)) {
-        return Err(io::Error::other(format!("path {bad:?} must be relative, without .. and not start with ..")));
+        return Err(io::Error::other(format!(
+            "path {bad:?} must be relative, without .. and not start with .."
+        )));
     }
     let version = format!("..{}", Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S.%9f"));
     let staged = dir.join(&version);
@@ -45,7 +47,11 @@ pub(crate) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Re
         }
         fs::write(&target, &file.content)?;
         // A group that shall read gets to, whatever the mode says.
-        let mode = if group.is_some() { file.mode | 0o440 } else { file.mode };
+        let mode = if group.is_some() {
+            file.mode | 0o440
+        } else {
+            file.mode
+        };
         fs::set_permissions(&target, fs::Permissions::from_mode(mode))?;
         if group.is_some() {
             chown(&target, None, group)?;
@@ -65,7 +71,10 @@ pub(crate) fn write(dir: &Path, payload: &Payload, group: Option<u32>) -> io::Re
 
 /// Makes the visible names match: new links in, stale links out.
 fn show(dir: &Path, payload: &Payload) -> io::Result<()> {
-    let wanted: BTreeSet<&str> = payload.keys().filter_map(|path| path.split('/').next()).collect();
+    let wanted: BTreeSet<&str> = payload
+        .keys()
+        .filter_map(|path| path.split('/').next())
+        .collect();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -86,7 +95,9 @@ fn show(dir: &Path, payload: &Payload) -> io::Result<()> {
 fn is_plain(path: &str) -> bool {
     !path.is_empty()
         && !path.starts_with("..")
-        && Path::new(path).components().all(|component| matches!(component, Component::Normal(_)))
+        && Path::new(path)
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)))
 }
 
 #[cfg(test)]
@@ -96,7 +107,15 @@ mod tests {
     fn payload(files: &[(&str, &str)]) -> Payload {
         files
             .iter()
-            .map(|(path, text)| ((*path).to_owned(), File { content: text.as_bytes().to_vec(), mode: 0o644 }))
+            .map(|(path, text)| {
+                (
+                    (*path).to_owned(),
+                    File {
+                        content: text.as_bytes().to_vec(),
+                        mode: 0o644,
+                    },
+                )
+            })
             .collect()
     }
 
@@ -110,7 +129,10 @@ mod tests {
         assert_eq!(fs::read_to_string(dir.path().join("a")).unwrap(), "2");
         assert!(!dir.path().join("sub").exists());
         assert!(!dir.path().join(first).exists());
-        assert_eq!(fs::read_link(dir.path().join("a")).unwrap(), Path::new("..data/a"));
+        assert_eq!(
+            fs::read_link(dir.path().join("a")).unwrap(),
+            Path::new("..data/a")
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::support::{Lab, is_ready, shell_pod, web_pod};
 
-pub async fn adoption(lab: &mut Lab) {
+pub(crate) async fn adoption(lab: &mut Lab) {
     let before = lab.until_ready("instant").await;
     let door = lab.until_ready("door").await;
     lab.create(shell_pod("orphan", "sleep 1000")).await;
@@ -10,11 +10,27 @@ pub async fn adoption(lab: &mut Lab) {
     lab.replace_daemon().await;
     // Same process, same address, no restart.
     let start = |pod: &k8s_openapi::api::core::v1::Pod| {
-        pod.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0].state.as_ref().unwrap().running.as_ref().unwrap().started_at.clone()
+        pod.status
+            .as_ref()
+            .unwrap()
+            .container_statuses
+            .as_ref()
+            .unwrap()[0]
+            .state
+            .as_ref()
+            .unwrap()
+            .running
+            .as_ref()
+            .unwrap()
+            .started_at
+            .clone()
     };
     let after = lab.until("instant", "being adopted", is_ready).await;
     assert_eq!(start(&before), start(&after));
-    assert_eq!(before.status.as_ref().unwrap().pod_ip, after.status.as_ref().unwrap().pod_ip);
+    assert_eq!(
+        before.status.as_ref().unwrap().pod_ip,
+        after.status.as_ref().unwrap().pod_ip
+    );
     assert_eq!(lab.exec("instant", &["hostname"]).await, "instant\n");
     assert_eq!(start(&door), start(&lab.until_ready("door").await));
     // Adopted pods can be ended, new ones started.
@@ -24,11 +40,15 @@ pub async fn adoption(lab: &mut Lab) {
     lab.until_ready("after").await;
 }
 
-pub async fn graceful_stop(lab: &mut Lab) {
+pub(crate) async fn graceful_stop(lab: &mut Lab) {
     let pid = i32::try_from(lab.daemon.id()).unwrap();
     let members = lab_processes(pid);
     assert!(members.len() > 5, "{members:?}");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
     let daemon = &mut lab.daemon;
     let status = tokio::task::block_in_place(|| daemon.wait()).unwrap();
     assert!(status.success(), "{status:?}");

@@ -19,31 +19,39 @@ use serde_json::{Value, json};
 const BINARY: &str = env!("CARGO_BIN_EXE_mesozoic-lab");
 
 /// Why this machine cannot run the test.
-pub fn cannot_run() -> Option<String> {
+pub(crate) fn cannot_run() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some("needs root for network and mount namespaces".into());
     }
-    let probe = Command::new("unshare").args(["--net", "--mount", "--pid", "--fork", "true"]).status();
+    let probe = Command::new("unshare")
+        .args(["--net", "--mount", "--pid", "--fork", "true"])
+        .status();
     match probe {
         Ok(status) if status.success() => None,
-        other => Some(format!("this machine does not allow namespaces ({other:?})")),
+        other => Some(format!(
+            "this machine does not allow namespaces ({other:?})"
+        )),
     }
 }
 
 /// A running lab in a temporary directory; taken down on drop.
-pub struct Lab {
-    pub state: tempfile::TempDir,
-    pub daemon: Child,
-    pub client: Client,
+pub(crate) struct Lab {
+    pub(crate) state: tempfile::TempDir,
+    pub(crate) daemon: Child,
+    pub(crate) client: Client,
 }
 
 impl Lab {
-    pub async fn up() -> Self {
+    pub(crate) async fn up() -> Self {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let state = tempfile::tempdir().unwrap();
         let daemon = start(state.path());
         let client = client(state.path()).await;
-        let lab = Self { state, daemon, client };
+        let lab = Self {
+            state,
+            daemon,
+            client,
+        };
         lab.settled().await;
         lab
     }
@@ -51,12 +59,18 @@ impl Lab {
     /// Service accounts and the node are there, so pods can be created.
     async fn settled(&self) {
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = self.api();
-        eventually("the default service account", || async { accounts.get_opt("default").await.unwrap() }).await;
+        eventually("the default service account", || async {
+            accounts.get_opt("default").await.unwrap()
+        })
+        .await;
         let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(self.client.clone());
-        eventually("the node", || async { nodes.get_opt("node0").await.unwrap() }).await;
+        eventually("the node", || async {
+            nodes.get_opt("node0").await.unwrap()
+        })
+        .await;
     }
 
-    pub fn api<K>(&self) -> Api<K>
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
@@ -64,58 +78,92 @@ impl Lab {
     }
 
     /// Kills the daemon and starts another one on the same state.
-    pub async fn replace_daemon(&mut self) {
+    pub(crate) async fn replace_daemon(&mut self) {
         self.daemon.kill().unwrap();
         self.daemon.wait().unwrap();
         self.daemon = start(self.state.path());
         self.client = client(self.state.path()).await;
     }
 
-    pub async fn create(&self, pod: Value) -> Pod {
+    pub(crate) async fn create(&self, pod: Value) -> Pod {
         let pod: Pod = serde_json::from_value(pod).unwrap();
-        self.api::<Pod>().create(&PostParams::default(), &pod).await.unwrap()
+        self.api::<Pod>()
+            .create(&PostParams::default(), &pod)
+            .await
+            .unwrap()
     }
 
-    pub async fn pod(&self, name: &str) -> Pod {
+    pub(crate) async fn pod(&self, name: &str) -> Pod {
         self.api::<Pod>().get(name).await.unwrap()
     }
 
-    pub async fn delete(&self, name: &str, grace: u32) {
-        let params = DeleteParams { grace_period_seconds: Some(grace), ..Default::default() };
+    pub(crate) async fn delete(&self, name: &str, grace: u32) {
+        let params = DeleteParams {
+            grace_period_seconds: Some(grace),
+            ..Default::default()
+        };
         self.api::<Pod>().delete(name, &params).await.unwrap();
     }
 
     /// Waits until the pod satisfies a condition.
-    pub async fn until(&self, name: &str, what: &str, condition: impl Fn(&Pod) -> bool) -> Pod {
-        let wait = await_condition(self.api::<Pod>(), name, |pod: Option<&Pod>| pod.is_some_and(&condition));
+    pub(crate) async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        condition: impl Fn(&Pod) -> bool,
+    ) -> Pod {
+        let wait = await_condition(self.api::<Pod>(), name, |pod: Option<&Pod>| {
+            pod.is_some_and(&condition)
+        });
         match tokio::time::timeout(Duration::from_secs(60), wait).await {
             Ok(pod) => pod.unwrap().unwrap(),
-            Err(_) => panic!("{name}: {what} did not happen; status {:#?}", self.pod(name).await.status),
+            Err(_) => panic!(
+                "{name}: {what} did not happen; status {:#?}",
+                self.pod(name).await.status
+            ),
         }
     }
 
-    pub async fn until_ready(&self, name: &str) -> Pod {
+    pub(crate) async fn until_ready(&self, name: &str) -> Pod {
         self.until(name, "becoming ready", is_ready).await
     }
 
-    pub async fn until_gone(&self, name: &str) {
+    pub(crate) async fn until_gone(&self, name: &str) {
         let wait = await_condition(self.api::<Pod>(), name, |pod: Option<&Pod>| pod.is_none());
-        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("pod did not go").unwrap();
+        tokio::time::timeout(Duration::from_secs(60), wait)
+            .await
+            .expect("pod did not go")
+            .unwrap();
     }
 
     /// Runs a command in a pod; its standard output.
-    pub async fn exec(&self, pod: &str, command: &[&str]) -> String {
-        let params = kube::api::AttachParams::default().stdout(true).stderr(true).stdin(false);
-        let mut process = self.api::<Pod>().exec(pod, command, &params).await.unwrap();
+    pub(crate) async fn exec(&self, pod: &str, command: &[&str]) -> String {
+        let params = kube::api::AttachParams::default()
+            .stdout(true)
+            .stderr(true)
+            .stdin(false);
+        let mut process = self
+            .api::<Pod>()
+            .exec(pod, command.iter().copied(), &params)
+            .await
+            .unwrap();
         let mut text = String::new();
         let mut stdout = process.stdout().unwrap();
-        tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text).await.unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut text)
+            .await
+            .unwrap();
         text
     }
 
-    pub fn print_log(&self) {
-        println!("{}", std::fs::read_to_string(self.state.path().join("test.log")).unwrap_or_default());
-        println!("{}", std::fs::read_to_string(self.state.path().join("processes.log")).unwrap_or_default());
+    pub(crate) fn print_log(&self) {
+        println!(
+            "{}",
+            std::fs::read_to_string(self.state.path().join("test.log")).unwrap_or_default()
+        );
+        println!(
+            "{}",
+            std::fs::read_to_string(self.state.path().join("processes.log")).unwrap_or_default()
+        );
     }
 }
 
@@ -123,17 +171,32 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
-        let down = Command::new(BINARY).args(["down", "--purge", "--state-dir"]).arg(self.state.path()).status();
+        let down = Command::new(BINARY)
+            .args(["down", "--purge", "--state-dir"])
+            .arg(self.state.path())
+            .status();
         if !down.is_ok_and(|status| status.success()) {
-            eprintln!("the lab in {} was not taken down", self.state.path().display());
+            eprintln!(
+                "the lab in {} was not taken down",
+                self.state.path().display()
+            );
         }
     }
 }
 
 fn start(state: &Path) -> Child {
-    let log = std::fs::OpenOptions::new().create(true).append(true).open(state.join("test.log")).unwrap();
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(state.join("test.log"))
+        .unwrap();
     let mut daemon = Command::new(BINARY)
-        .args(["daemon", "--log-level", "info,mesozoic_lab=debug", "--state-dir"])
+        .args([
+            "daemon",
+            "--log-level",
+            "info,mesozoic_lab=debug",
+            "--state-dir",
+        ])
         .arg(state)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -141,7 +204,9 @@ fn start(state: &Path) -> Child {
         .spawn()
         .unwrap();
     let mut line = String::new();
-    BufReader::new(daemon.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    BufReader::new(daemon.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
     assert!(
         line.starts_with("API server at"),
         "the daemon did not come up: {}",
@@ -152,7 +217,9 @@ fn start(state: &Path) -> Child {
 
 async fn client(state: &Path) -> Client {
     let kubeconfig = Kubeconfig::read_from(kubeconfig(state)).unwrap();
-    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap();
     Client::try_from(config).unwrap()
 }
 
@@ -160,13 +227,21 @@ fn kubeconfig(state: &Path) -> PathBuf {
     state.join("kubeconfig")
 }
 
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod
+        .status
+        .iter()
+        .flat_map(|status| status.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// Polls until there is a value.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> T {
     for _ in 0..600 {
         if let Some(value) = look().await {
             return value;
@@ -177,7 +252,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: 
 }
 
 /// A pod with one container `c` that runs a shell script.
-pub fn shell_pod(name: &str, script: &str) -> Value {
+pub(crate) fn shell_pod(name: &str, script: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": name}},
@@ -186,7 +261,7 @@ pub fn shell_pod(name: &str, script: &str) -> Value {
 }
 
 /// A pod with a Python web server on port 8080 that serves its own name.
-pub fn web_pod(name: &str, app: &str) -> Value {
+pub(crate) fn web_pod(name: &str, app: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name, "labels": {"app": app}},
@@ -200,7 +275,7 @@ pub fn web_pod(name: &str, app: &str) -> Value {
 }
 
 /// A service for pods with label `app`.
-pub fn service(name: &str, app: &str, extra: &Value) -> Value {
+pub(crate) fn service(name: &str, app: &str, extra: &Value) -> Value {
     let mut spec = json!({
         "selector": {"app": app},
         "ports": [{"name": "http", "port": 80, "targetPort": "http"}]

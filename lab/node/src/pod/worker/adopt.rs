@@ -20,16 +20,29 @@ use crate::{
 
 /// The pod's containers, none of them started.
 pub(super) fn containers(pod: &Pod) -> Vec<ContainerState> {
-    let Some(spec) = &pod.spec else { return Vec::new() };
+    let Some(spec) = &pod.spec else {
+        return Vec::new();
+    };
     let init = spec.init_containers.iter().flatten().map(|container| {
-        let role = if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init };
+        let role = if container.restart_policy.as_deref() == Some("Always") {
+            Role::Sidecar
+        } else {
+            Role::Init
+        };
         ContainerState::new(container.clone(), role)
     });
-    let has_init = spec.init_containers.as_ref().is_some_and(|list| !list.is_empty());
+    let has_init = spec
+        .init_containers
+        .as_ref()
+        .is_some_and(|list| !list.is_empty());
     let main = spec.containers.iter().map(|container| {
         let mut state = ContainerState::new(container.clone(), Role::Main);
         if has_init {
-            state.state = State::Waiting { reason: "PodInitializing", message: None, retry_at: None };
+            state.state = State::Waiting {
+                reason: "PodInitializing",
+                message: None,
+                retry_at: None,
+            };
         }
         state
     });
@@ -54,8 +67,16 @@ impl Worker {
                 .flatten()
                 .flatten()
                 .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-            let Some(attempt) = attempts.max() else { continue };
-            let image = self.context.images.resolve(self.containers[index].spec.image.as_deref().unwrap_or_default());
+            let Some(attempt) = attempts.max() else {
+                continue;
+            };
+            let image = self.context.images.resolve(
+                self.containers[index]
+                    .spec
+                    .image
+                    .as_deref()
+                    .unwrap_or_default(),
+            );
             let container = &mut self.containers[index];
             container.attempt = attempt;
             container.restarts = attempt;
@@ -63,7 +84,11 @@ impl Worker {
             if attempt > 0
                 && let Some(Found::Exited(exit)) = find(&run_dir(&self.dir, &name, attempt - 1))
             {
-                container.last = Some(Ended { attempt: attempt - 1, exit, message: None });
+                container.last = Some(Ended {
+                    attempt: attempt - 1,
+                    exit,
+                    message: None,
+                });
             }
             match find(&run_dir(&self.dir, &name, attempt)) {
                 // A container without its sandbox has no network any more.
@@ -89,14 +114,28 @@ impl Worker {
     /// Nothing is left on this machine (the lab was taken down, or the machine restarted): the API knows how far the pod
     /// had come. A finished pod stays finished, any other starts over with its restarts counted on.
     fn adopt_from_status(&mut self) {
-        let Some(status) = self.pod.status.clone() else { return };
+        let Some(status) = self.pod.status.clone() else {
+            return;
+        };
         let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let reported: Vec<_> =
-            status.init_container_statuses.into_iter().flatten().chain(status.container_statuses.into_iter().flatten()).collect();
+        let reported: Vec<_> = status
+            .init_container_statuses
+            .into_iter()
+            .flatten()
+            .chain(status.container_statuses.into_iter().flatten())
+            .collect();
         for container in &mut self.containers {
-            let Some(status) = reported.iter().find(|status| status.name == container.spec.name) else { continue };
+            let Some(status) = reported
+                .iter()
+                .find(|status| status.name == container.spec.name)
+            else {
+                continue;
+            };
             let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-            let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+            let terminated = status
+                .state
+                .as_ref()
+                .and_then(|state| state.terminated.as_ref());
             container.image_id.clone_from(&status.image_id);
             let ended = Ended {
                 attempt,
@@ -106,7 +145,10 @@ impl Worker {
                         signal: None,
                         start_error: None,
                         started_at: terminated.started_at.as_ref().map(|time| time.0),
-                        finished_at: terminated.finished_at.as_ref().map_or_else(Timestamp::now, |time| time.0),
+                        finished_at: terminated
+                            .finished_at
+                            .as_ref()
+                            .map_or_else(Timestamp::now, |time| time.0),
                     },
                     None => unknown_exit(None, "the container was lost when the lab went down"),
                 },

@@ -47,15 +47,25 @@ impl Worker {
                 self.context.addresses.release(sandbox.ip);
             }
         }
-        let (namespace, name, uid) = (self.namespace().to_owned(), self.name().to_owned(), self.uid().to_owned());
+        let (namespace, name, uid) = (
+            self.namespace().to_owned(),
+            self.name().to_owned(),
+            self.uid().to_owned(),
+        );
         self.context.table.remove(&namespace, &name, &uid);
         if verdict == Verdict::Delete {
             self.delete_object(&namespace, &name, &uid).await;
         }
-        let logs = self.context.state.logs().join(format!("{namespace}_{name}_{uid}"));
+        let logs = self
+            .context
+            .state
+            .logs()
+            .join(format!("{namespace}_{name}_{uid}"));
         let dir = self.dir.clone();
         let keep_logs = verdict == Verdict::Down;
-        let removal = tokio::task::spawn_blocking(move || cleanup::remove(&dir, (!keep_logs).then_some(logs.as_path())));
+        let removal = tokio::task::spawn_blocking(move || {
+            cleanup::remove(&dir, (!keep_logs).then_some(logs.as_path()))
+        });
         if removal.await.is_err() {
             tracing::warn!(pod = %format!("{namespace}/{name}"), "cleaning up after the pod panicked");
         }
@@ -63,16 +73,36 @@ impl Worker {
 
     /// Containers that are just being started must be known before they can be stopped.
     async fn settle_starts(&mut self) {
-        while self.containers.iter().any(|c| matches!(c.state, State::Starting)) {
+        while self
+            .containers
+            .iter()
+            .any(|c| matches!(c.state, State::Starting))
+        {
             match tokio::time::timeout(Duration::from_secs(10), self.inbox.recv()).await {
-                Ok(Some(Happening::Started { index, attempt, result })) if self.containers[index].attempt == attempt => {
+                Ok(Some(Happening::Started {
+                    index,
+                    attempt,
+                    result,
+                })) if self.containers[index].attempt == attempt => {
                     self.containers[index].state = match result {
                         Ok(running) => State::Running(running),
-                        Err(exit) => State::Ended(Ended { attempt, exit, message: None }),
+                        Err(exit) => State::Ended(Ended {
+                            attempt,
+                            exit,
+                            message: None,
+                        }),
                     };
                 }
-                Ok(Some(Happening::Exited { index, attempt, exit })) if self.containers[index].attempt == attempt => {
-                    self.containers[index].state = State::Ended(Ended { attempt, exit, message: None });
+                Ok(Some(Happening::Exited {
+                    index,
+                    attempt,
+                    exit,
+                })) if self.containers[index].attempt == attempt => {
+                    self.containers[index].state = State::Ended(Ended {
+                        attempt,
+                        exit,
+                        message: None,
+                    });
                 }
                 Ok(Some(_)) => {}
                 _ => return,
@@ -81,8 +111,16 @@ impl Worker {
     }
 
     fn deletion_grace(&self) -> Duration {
-        let asked = self.updates.borrow().pod.metadata.deletion_grace_period_seconds;
-        asked.map_or_else(|| self.grace(), |seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+        let asked = self
+            .updates
+            .borrow()
+            .pod
+            .metadata
+            .deletion_grace_period_seconds;
+        asked.map_or_else(
+            || self.grace(),
+            |seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0)),
+        )
     }
 
     /// Stops all containers side by side. A second, shorter deletion (or a forced one) shortens the wait.
@@ -136,10 +174,15 @@ impl Worker {
             if container.running().is_some() {
                 let dir = run_dir(&self.dir, &container.spec.name, container.attempt);
                 if let Some(runtime::Found::Exited(exit)) = runtime::find(&dir) {
-                    container.state = State::Ended(Ended { attempt: container.attempt, exit, message: None });
+                    container.state = State::Ended(Ended {
+                        attempt: container.attempt,
+                        exit,
+                        message: None,
+                    });
                 }
                 container.ready = false;
-            } else if let (State::Waiting { .. }, Some(last)) = (&container.state, &container.last) {
+            } else if let (State::Waiting { .. }, Some(last)) = (&container.state, &container.last)
+            {
                 // It will not be restarted any more.
                 container.state = State::Ended(last.clone());
             }
@@ -151,7 +194,10 @@ impl Worker {
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
         let params = DeleteParams {
             grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.to_owned()),
+                resource_version: None,
+            }),
             ..Default::default()
         };
         let mut wait = Duration::from_millis(100);

@@ -25,7 +25,12 @@ impl Worker {
             sandbox: self.sandbox.as_ref(),
             containers: &self.containers,
             started_at: self.started_at,
-            policy: self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always"),
+            policy: self
+                .pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.restart_policy.as_deref())
+                .unwrap_or("Always"),
         };
         let next = status::compute(&inputs, &mut self.conditions);
         if self.published.as_ref() == Some(&next) {
@@ -40,7 +45,10 @@ impl Worker {
             }
         }
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), self.namespace());
-        match api.patch_status(self.name(), &PatchParams::default(), &Patch::Merge(&body)).await {
+        match api
+            .patch_status(self.name(), &PatchParams::default(), &Patch::Merge(&body))
+            .await
+        {
             Ok(_) => {
                 self.published = Some(next);
                 self.publish_retry = None;
@@ -59,9 +67,11 @@ impl Worker {
 
     fn publish_view(&self) {
         let containers = self.containers.iter().map(|container| {
-            let never = container.attempt == 0 && matches!(container.state, State::Waiting { .. } | State::Starting);
+            let never = container.attempt == 0
+                && matches!(container.state, State::Waiting { .. } | State::Starting);
             // While the next run waits, logs are those of the last one.
-            let waiting_for_next = container.attempt > 0 && matches!(container.state, State::Waiting { .. } | State::Starting);
+            let waiting_for_next = container.attempt > 0
+                && matches!(container.state, State::Waiting { .. } | State::Starting);
             ContainerView {
                 name: container.spec.name.clone(),
                 attempt: (!never).then(|| container.attempt - u32::from(waiting_for_next)),
