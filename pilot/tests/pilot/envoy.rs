@@ -89,7 +89,7 @@ async fn sidecar(pilot: &Pilot, delta: bool) -> Envoy {
     let envoy = Envoy::start(
         pilot.grpc,
         delta,
-        "sidecar~127.0.0.1~client-0.shop~shop.svc.cluster.local",
+        "sidecar~10.9.9.9~client-0.shop~shop.svc.cluster.local",
         json!({"INTERCEPTION_MODE": "NONE", "ISTIO_VERSION": "1.4.10", "LABELS": {"app": "client"}}),
     )
     .await;

@@ -170,7 +170,7 @@ async fn connection(
     let (number, evict) = shared.unproven.enter(shared.settings.max_unproven);
     // Until the first byte there is nothing but this task and the socket.
     let spoke = tokio::select! {
-        ready = stream.readable() => ready.is_ok(),
+        peeked = peek(&stream) => peeked,
         () = tokio::time::sleep_until(deadline) => false,
         () = evict.cancelled() => false,
         () = shared.drain.cancelled() => false,
@@ -181,6 +181,11 @@ async fn connection(
         shared.refused.inc();
     }
     shared.unproven.leave(number);
+}
+
+/// Whether the client said something; `false` if it left. (Readiness alone may be a false alarm.)
+async fn peek(stream: &TcpStream) -> bool {
+    stream.peek(&mut [0]).await.is_ok_and(|length| length > 0)
 }
 
 async fn speak(
