@@ -41,11 +41,12 @@ pub struct Args {
     )]
     pub listen: SocketAddr,
     /// Seconds after SIGTERM during which new connections are still accepted, because not every client knows yet that
-    /// this pod goes.
+    /// this pod goes. Longer than the sidecar's least drain (5 s): a late client shall find the sidecar closed, and try
+    /// another pod, rather than a sidecar whose app refuses.
     #[arg(
         long,
         env = "DRAIN_DELAY_SECONDS",
-        default_value_t = 3.0,
+        default_value_t = 6.0,
         global = true
     )]
     pub drain_delay: f64,
