@@ -209,7 +209,7 @@ pub(crate) struct Hcm<'a> {
 #[derive(Debug)]
 pub(crate) enum Routes {
     Rds(String),
-    Inline(route::RouteConfiguration),
+    Inline(Box<route::RouteConfiguration>),
 }
 
 /// Builds the network filter.
@@ -239,7 +239,7 @@ pub(crate) fn http_connection_manager(scope: &Scope, hcm: Hcm<'_>) -> listener::
                 config_source: Some(super::ads(options.initial_fetch_timeout)),
                 route_config_name,
             }),
-            Routes::Inline(config) => RouteSpecifier::RouteConfig(config),
+            Routes::Inline(config) => RouteSpecifier::RouteConfig(*config),
         }),
         http_filters: http_filters(grpc_web),
         normalize_path: boolean(true),

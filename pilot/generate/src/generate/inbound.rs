@@ -203,7 +203,7 @@ fn instance_chains(scope: &Scope, instance: &Instance, listener: &str) -> Vec<Fi
                 listener,
                 inbound: true,
                 grpc_web: port.protocol == Protocol::GrpcWeb,
-                routes: Routes::Inline(inline_route(&cluster, port)),
+                routes: Routes::Inline(Box::new(inline_route(&cluster, port))),
             },
         )],
         ..Default::default()

@@ -257,8 +257,8 @@ fn service_host(scope: &Scope, service: &Service, port: u32, routes: Vec<Route>)
         let pods: Vec<String> = alternates.iter().map(|a| format!("*.{a}")).collect();
         alternates.extend(pods);
     }
-    // All addresses of the host, not only those of the one service that gave the name.
-    for alias in scope.by_host(hostname) {
+    // All addresses that the host has on this port, not only those of the one service that gave the name.
+    for alias in scope.by_host(hostname).filter(|s| s.port(port).is_some()) {
         if let Some(ip) = alias.address.ip() {
             alternates.extend(both(&ip.to_string()));
         }

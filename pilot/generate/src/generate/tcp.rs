@@ -291,3 +291,48 @@ fn canonical(range: &CidrRange) -> String {
         |n| n.trunc().to_string(),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(names: &[&str], ranges: &[(&str, u8)]) -> FilterChain {
+        let ranges = ranges
+            .iter()
+            .filter_map(|(a, l)| Some(envoy::cidr(a.parse().ok()?, *l)))
+            .collect();
+        chain(
+            names.iter().map(|n| (*n).to_owned()).collect(),
+            ranges,
+            Vec::new(),
+        )
+    }
+
+    fn match_of(chain: &FilterChain) -> FilterChainMatch {
+        chain.filter_chain_match.clone().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_chain_keeps_what_is_not_claimed() {
+        let mut claims = Claims::default();
+        assert!(claims.admit(&mut with(&["a", "b"], &[])));
+        let mut second = with(&["b", "c"], &[]);
+        assert!(claims.admit(&mut second));
+        assert_eq!(match_of(&second).server_names, ["c"]);
+        assert!(!claims.admit(&mut with(&["a"], &[])));
+        assert!(!claims.matches_all());
+        assert!(claims.admit(&mut with(&[], &[])) && claims.matches_all());
+        assert!(!claims.admit(&mut with(&[], &[])));
+    }
+
+    #[test]
+    fn ranges_are_compared_as_prefixes() {
+        let mut claims = Claims::default();
+        assert!(claims.admit(&mut with(&[], &[("10.0.0.0", 8)])));
+        let mut second = with(&[], &[("10.9.9.9", 8), ("11.0.0.0", 8)]);
+        assert!(claims.admit(&mut second));
+        assert_eq!(match_of(&second).prefix_ranges.len(), 1);
+        // A longer prefix inside is another match: the more specific one wins.
+        assert!(claims.admit(&mut with(&[], &[("10.1.0.0", 16)])));
+    }
+}

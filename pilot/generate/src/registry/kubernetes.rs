@@ -396,3 +396,90 @@ fn locality(pod: &BTreeMap<String, String>, node: Option<&BTreeMap<String, Strin
         subzone: Arc::default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    fn context() -> Context {
+        Context {
+            domain: "cluster.local".into(),
+            trust_domain: "td".into(),
+            default_export_to: Vec::new(),
+        }
+    }
+
+    fn of<T: serde::de::DeserializeOwned>(value: serde_json::Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_kind_of_service_decides_how_it_is_resolved() {
+        let make = |spec: serde_json::Value| {
+            let object = json!({"metadata": {"name": "a", "namespace": "n", "annotations": {EXPORT_TO: "."}}, "spec": spec});
+            service(&of(object), &context()).unwrap()
+        };
+        let ports = json!([{"name": "http", "port": 80, "targetPort": "web"}, {"port": 53, "protocol": "UDP"}]);
+        let plain = make(json!({"clusterIP": "10.0.0.1", "ports": ports}));
+        assert_eq!(
+            (plain.resolution, plain.visibility),
+            (Resolution::ClientSideLb, Visibility::Private)
+        );
+        assert_eq!(&*plain.hostname, "a.n.svc.cluster.local");
+        assert_eq!(plain.ports[0].target, TargetPort::Name("web".into()));
+        assert_eq!(plain.proxied_ports().count(), 1);
+        let headless = make(json!({"clusterIP": "None"}));
+        assert!(headless.headless && headless.resolution == Resolution::Passthrough);
+        let external = make(json!({"type": "ExternalName", "externalName": "x.example.com"}));
+        assert!(
+            external.mesh_external && external.resolution == Resolution::Dns && !external.headless
+        );
+    }
+
+    #[test]
+    fn only_live_pods_with_an_address_are_workloads() {
+        let make = |status: serde_json::Value| {
+            let pod = json!({"metadata": {"name": "p", "namespace": "n", "labels": {"istio-locality": "eu.a"}},
+                "spec": {"serviceAccountName": "sa", "containers": [{"name": "c",
+                    "ports": [{"name": "web", "containerPort": 8080}],
+                    "readinessProbe": {"httpGet": {"path": "/up", "port": "web"}}}]},
+                "status": status});
+            workload(&of(pod), None, &context())
+        };
+        let (ips, found) =
+            make(json!({"phase": "Running", "podIP": "10.1.1.1", "podIPs": [{"ip": "10.1.1.1"}]}))
+                .unwrap();
+        assert_eq!(ips.len(), 1);
+        assert_eq!(&*found.service_account, "spiffe://td/ns/n/sa/sa");
+        assert_eq!(
+            (found.locality.to_string().as_str(), found.probes[0].port),
+            ("eu/a", 8080)
+        );
+        assert!(make(json!({"phase": "Succeeded", "podIP": "10.1.1.1"})).is_none());
+        assert!(make(json!({"phase": "Pending"})).is_none());
+    }
+
+    #[test]
+    fn endpoints_of_unknown_pods_wait() {
+        let slice: EndpointSlice = of(json!({"addressType": "IPv4", "metadata": {"name": "s"},
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [
+            {"addresses": ["10.1.1.1"], "targetRef": {"kind": "Pod"}},
+            {"addresses": ["10.1.1.2"], "targetRef": {"kind": "Pod"}},
+            {"addresses": ["10.1.1.3"], "conditions": {"ready": false}},
+            {"addresses": ["192.0.2.1"]},
+        ]}));
+        let known = Arc::new(Workload {
+            name: "p".into(),
+            namespace: "n".into(),
+            ..Workload::default()
+        });
+        let lookup = |ip: IpAddr| (ip.to_string() == "10.1.1.1").then(|| known.clone());
+        let (set, waiting) = endpoint_slices([&slice], &lookup);
+        assert_eq!((set.endpoints.len(), waiting), (2, 1));
+        assert_eq!(&*set.endpoints[0].uid, "kubernetes://p.n");
+    }
+}

@@ -216,28 +216,27 @@ impl ChangeSet {
             return !self.services.is_empty() || !self.virtual_services.is_empty();
         };
         let has_port = |service: &Arc<Service>| service.port(port).is_some();
-        // A destination without a port takes the port of its service, wherever the route is.
-        if !self.services.is_empty()
-            && (self.services.values().flatten().any(has_port) || self.names_ports_elsewhere(scope))
-        {
-            return true;
-        }
-        self.virtual_services
-            .iter()
-            .any(|v| port == 80 || v.hosts.iter().any(|h| scope.matching(h).any(has_port)))
+        // A host that no service has gets its virtual host on port 80.
+        let on_port = |v: &VirtualServiceConfig| {
+            port == 80 || v.hosts.iter().any(|h| scope.matching(h).any(has_port))
+        };
+        let in_use = || scope.virtual_services().iter().filter(|v| on_port(v));
+        self.virtual_services.iter().any(|v| on_port(v))
+            || self.services.values().flatten().any(has_port)
+            || (!self.services.is_empty() && in_use().any(|v| self.routes_to_changed(v, port)))
     }
 
-    /// Some VirtualService of the scope leaves out the port of a destination whose service changed.
-    fn names_ports_elsewhere(&self, scope: &Scope) -> bool {
-        scope
-            .virtual_services()
-            .iter()
-            .flat_map(|v| &v.http)
-            .any(|r| {
-                let mirror = r.mirror.iter().map(|m| &m.destination);
-                let mut all = r.destinations.iter().map(|d| &d.destination).chain(mirror);
-                all.any(|d| d.port.is_none() && self.services.contains_key(&d.host))
-            })
+    /// Whether routes of a VirtualService hang on a service that changed: a destination without a port takes that of its
+    /// service, wherever the route is; and a service that comes takes its host off port 80.
+    fn routes_to_changed(&self, config: &VirtualServiceConfig, port: u32) -> bool {
+        let destinations = config.http.iter().flat_map(|r| {
+            let mirror = r.mirror.iter().map(|m| &m.destination);
+            r.destinations.iter().map(|d| &d.destination).chain(mirror)
+        });
+        let mut without_port = destinations.filter(|d| d.port.is_none());
+        let named = |h: &Arc<str>| self.services.keys().any(|s| host::matches(s, h));
+        without_port.any(|d| self.services.contains_key(&d.host))
+            || (port == 80 && config.hosts.iter().any(named))
     }
 
     /// Whether the proxy's own part (inbound clusters and listeners, scope) may differ: its workload changed, or a service

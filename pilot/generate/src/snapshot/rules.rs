@@ -54,6 +54,8 @@ impl MergedRule {
     }
 }
 
+type Parts = Vec<Arc<DestinationRuleConfig>>;
+
 /// Rules of one namespace.
 #[derive(Clone, Debug, Default)]
 struct Namespace {
@@ -123,8 +125,8 @@ fn index<'a>(
     previous: Option<&AHashMap<Arc<str>, Namespace>>,
     report: &mut Report,
 ) -> AHashMap<Arc<str>, Namespace> {
-    let mut groups: AHashMap<(Arc<str>, Arc<str>), Vec<Arc<DestinationRuleConfig>>> =
-        AHashMap::new();
+    // By namespace and host.
+    let mut groups: AHashMap<(Arc<str>, Arc<str>), Parts> = AHashMap::new();
     for rule in rules {
         let key = (Arc::from(rule.meta.namespace.as_str()), rule.host.clone());
         groups.entry(key).or_default().push(rule.clone());

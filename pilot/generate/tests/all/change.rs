@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pilot_generate::{ChangeSet, Scope, Snapshot, model::ServiceEndpoints};
+use pilot_generate::{ChangeSet, Report, Scope, Snapshot, generate, model::ServiceEndpoints};
 
 use crate::fixture::{Fixture, context};
 
@@ -70,6 +70,35 @@ fn a_route_change_touches_the_ports_of_its_hosts() {
     let scope = Scope::of(&after, &fixture.proxies[0]);
     assert!(change.touches_route(&scope, "9080") && !change.touches_route(&scope, "7070"));
     assert!(!change.touches_cluster("outbound|9080||ratings.default.svc.cluster.local"));
+}
+
+#[test]
+fn a_service_that_takes_the_host_of_a_route_moves_it_off_port_80() {
+    let text = include_str!("../../testdata/in/bookinfo.yaml");
+    let fixture = Fixture::parse(&format!("{text}{}", vs("x.example.com", "")));
+    let entry = "---\napiVersion: networking.istio.io/v1alpha3\nkind: ServiceEntry\nmetadata: {name: x, namespace: default}\nspec: {hosts: [x.example.com], ports: [{number: 8888, name: http, protocol: HTTP}], resolution: DNS}\n";
+    let changed = Fixture::parse(&format!("{text}{}{entry}", vs("x.example.com", "")));
+    let before = Arc::new(Snapshot::build(&fixture.inputs, None));
+    let mut inputs = fixture.inputs.clone();
+    inputs.configs = changed.inputs.configs.clone();
+    let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
+    let change = ChangeSet::between(&before, &after);
+    let scope = |s: &Arc<Snapshot>| Scope::of(s, &fixture.proxies[0]);
+    let hosts = |s: &Arc<Snapshot>, route: &str| {
+        let config = generate::route(&scope(s), route, &mut Report::default());
+        config
+            .virtual_hosts
+            .iter()
+            .filter(|h| h.name.starts_with("x.example.com"))
+            .count()
+    };
+    assert_eq!((hosts(&before, "80"), hosts(&before, "8888")), (1, 0));
+    assert_eq!((hosts(&after, "80"), hosts(&after, "8888")), (0, 1));
+    assert!(
+        change.touches_route(&scope(&after), "80") && change.touches_route(&scope(&after), "8888")
+    );
+    assert!(!change.touches_route(&scope(&after), "9080"));
+    assert!(change.touches_cluster("outbound|8888||x.example.com"));
 }
 
 #[test]

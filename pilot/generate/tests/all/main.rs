@@ -9,3 +9,4 @@ mod envoy;
 mod fixture;
 mod golden;
 mod property;
+mod scale;
