@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::Context as _;
 use kube::Client;
-use mesh_service::{BuildInfo, Drain, Health, admin, serve};
 use mesh_config::MeshConfig;
+use mesh_service::{BuildInfo, Drain, Health, admin, serve};
 use mesh_sources::{
     ConfigSource, DirectoryOptions, DirectorySource, KubernetesOptions, KubernetesSource,
     MeshLocation, MeshSource,
@@ -74,7 +74,11 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
 
     // Sockets first: what cannot be bound should fail before anything runs.
     let in_cluster = std::env::var_os("KUBERNETES_SERVICE_HOST").is_some();
-    let host = if in_cluster { Ipv4Addr::UNSPECIFIED } else { Ipv4Addr::LOCALHOST };
+    let host = if in_cluster {
+        Ipv4Addr::UNSPECIFIED
+    } else {
+        Ipv4Addr::LOCALHOST
+    };
     let or = |given: Option<SocketAddr>, port| given.unwrap_or(SocketAddr::from((host, port)));
     let grpc = bind("--grpcAddr", or(grpc_addr, 15010)).await?;
     let http = bind("--httpAddr", or(http_addr, 8080)).await?;
@@ -85,7 +89,11 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     let engine = Engine::new(
         Arc::new(PilotSource),
         publisher.subscribe(),
-        Settings { identifier: pod_name, push_throttle, ..Settings::default() },
+        Settings {
+            identifier: pod_name,
+            push_throttle,
+            ..Settings::default()
+        },
         xds_metrics.clone(),
     );
 
@@ -111,8 +119,12 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     ));
     let registry = health.condition("registry");
     drain.spawn({
-        let (intake, drain, metrics, domain) =
-            (intake.clone(), drain.clone(), metrics.clone(), domain.clone());
+        let (intake, drain, metrics, domain) = (
+            intake.clone(),
+            drain.clone(),
+            metrics.clone(),
+            domain.clone(),
+        );
         let mut meshes: watch::Receiver<Option<Arc<MeshConfig>>> = meshes;
         async move {
             // The registry needs the trust domain and default visibility of the mesh.
@@ -132,8 +144,12 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
             };
             match client.filter(|_| wanted.kubernetes) {
                 Some(client) => {
-                    let kubernetes =
-                        Kubernetes { client, namespace: app_namespace, context, metrics };
+                    let kubernetes = Kubernetes {
+                        client,
+                        namespace: app_namespace,
+                        context,
+                        metrics,
+                    };
                     start(kubernetes, intake, registry, drain).await;
                 }
                 None => start(Mock, intake, registry, drain).await,
@@ -145,7 +161,11 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     let debounce = Debounce {
         quiet: debounce_after,
         max: debounce_max,
-        endpoints_quiet: if eds_debounce { Debounce::default().endpoints_quiet } else { Duration::ZERO },
+        endpoints_quiet: if eds_debounce {
+            Debounce::default().endpoints_quiet
+        } else {
+            Duration::ZERO
+        },
         ..Debounce::default()
     };
     let ready = health.condition("snapshot");
@@ -164,7 +184,12 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
 
     // Servers.
     let build = BuildInfo::new("pilot-discovery", env!("CARGO_PKG_VERSION"));
-    let debug = Debug { engine: engine.clone(), publisher, intake, configs };
+    let debug = Debug {
+        engine: engine.clone(),
+        publisher,
+        intake,
+        configs,
+    };
     let pages = admin::router(&health, &registered, build).merge(debug::router(debug));
     let limits = server::ServerSettings {
         max_connections,
@@ -182,7 +207,10 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     drain.spawn_essential("monitoring", serve::http(monitoring, pages, drain.clone()));
     let routes = grpc_routes(engine, &health, &drain)?;
     let refused = xds_metrics.connections_refused.clone();
-    drain.spawn_essential("xDS", server::serve(grpc, routes, limits, drain.token(), refused));
+    drain.spawn_essential(
+        "xDS",
+        server::serve(grpc, routes, limits, drain.token(), refused),
+    );
     drain.finish(DRAIN).await?;
     Ok(())
 }
@@ -208,7 +236,9 @@ impl Registries {
             match name.as_str() {
                 "Kubernetes" => kubernetes = true,
                 "Mock" => {}
-                other => anyhow::bail!("--registries: {other:?} is not known; known are Kubernetes, Mock"),
+                other => anyhow::bail!(
+                    "--registries: {other:?} is not known; known are Kubernetes, Mock"
+                ),
             }
         }
         Ok(Self { kubernetes })
@@ -323,7 +353,10 @@ async fn follow_mesh(
     loop {
         let status = source.status();
         let mesh = meshes.borrow_and_update().clone();
-        let known = sender.borrow().as_ref().is_some_and(|known| Arc::ptr_eq(known, &mesh));
+        let known = sender
+            .borrow()
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, &mesh));
         if status.synced && !known {
             condition.met();
             intake.set_mesh(mesh.clone());
@@ -365,24 +398,36 @@ fn grpc_routes(
     drain.spawn({
         let (health, drain) = (health.clone(), drain.clone());
         async move {
-            reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            reporter
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
             tokio::select! {
                 () = health.ready() => {}
                 () = drain.begun() => return,
             }
-            reporter.set_serving::<AggregatedDiscoveryService<PilotSource>>().await;
-            reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
+            reporter
+                .set_serving::<AggregatedDiscoveryService<PilotSource>>()
+                .await;
+            reporter
+                .set_service_status("", tonic_health::ServingStatus::Serving)
+                .await;
             drain.begun().await;
-            reporter.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+            reporter
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
         }
     });
-    Ok(tonic::service::Routes::new(AggregatedDiscoveryService::new(engine))
-        .add_service(health_service)
-        .add_service(reflection))
+    Ok(
+        tonic::service::Routes::new(AggregatedDiscoveryService::new(engine))
+            .add_service(health_service)
+            .add_service(reflection),
+    )
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {flag} {address}"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {flag} {address}"))
 }
 
 fn write_addresses(

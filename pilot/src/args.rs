@@ -44,7 +44,12 @@ pub(crate) struct Discovery {
 
     /// Service registries. Known: Kubernetes, Mock (none at all). ServiceEntries are always read.
     /// [default: Kubernetes, with --configDir Mock]
-    #[arg(long, env = "PILOT_REGISTRIES", value_delimiter = ',', value_name = "NAME")]
+    #[arg(
+        long,
+        env = "PILOT_REGISTRIES",
+        value_delimiter = ',',
+        value_name = "NAME"
+    )]
     pub(crate) registries: Vec<String>,
 
     /// Credentials outside of a cluster.
@@ -56,27 +61,59 @@ pub(crate) struct Discovery {
     pub(crate) config_dir: Option<PathBuf>,
 
     /// Mesh settings. Without such a file: ConfigMap "istio", key "mesh", of the own namespace; else defaults.
-    #[arg(long = "meshConfig", env = "PILOT_MESH_CONFIG", default_value = "/etc/istio/config/mesh", value_name = "FILE")]
+    #[arg(
+        long = "meshConfig",
+        env = "PILOT_MESH_CONFIG",
+        default_value = "/etc/istio/config/mesh",
+        value_name = "FILE"
+    )]
     pub(crate) mesh_config: PathBuf,
 
     /// The namespace Pilot runs in.
-    #[arg(short = 'n', long, env = "POD_NAMESPACE", default_value = "istio-system", value_name = "NS")]
+    #[arg(
+        short = 'n',
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "istio-system",
+        value_name = "NS"
+    )]
     pub(crate) namespace: String,
 
     /// Watch only this namespace; empty means all.
-    #[arg(short = 'a', long = "appNamespace", env = "PILOT_APP_NAMESPACE", default_value = "", value_name = "NS")]
+    #[arg(
+        short = 'a',
+        long = "appNamespace",
+        env = "PILOT_APP_NAMESPACE",
+        default_value = "",
+        value_name = "NS"
+    )]
     pub(crate) app_namespace: String,
 
     /// DNS domain of Kubernetes services.
-    #[arg(long, env = "PILOT_DOMAIN", default_value = "cluster.local", value_name = "DOMAIN")]
+    #[arg(
+        long,
+        env = "PILOT_DOMAIN",
+        default_value = "cluster.local",
+        value_name = "DOMAIN"
+    )]
     pub(crate) domain: String,
 
     /// Trust domain of SPIFFE identities. [default: the mesh's trustDomain, else the DNS domain]
-    #[arg(long = "trust-domain", env = "PILOT_TRUST_DOMAIN", default_value = "", value_name = "DOMAIN")]
+    #[arg(
+        long = "trust-domain",
+        env = "PILOT_TRUST_DOMAIN",
+        default_value = "",
+        value_name = "DOMAIN"
+    )]
     pub(crate) trust_domain: String,
 
     /// The name of this instance in responses and logs.
-    #[arg(long = "podName", env = "POD_NAME", default_value = "pilot", value_name = "NAME")]
+    #[arg(
+        long = "podName",
+        env = "POD_NAME",
+        default_value = "pilot",
+        value_name = "NAME"
+    )]
     pub(crate) pod_name: String,
 
     /// Time between keepalive pings on xDS connections.
@@ -92,7 +129,11 @@ pub(crate) struct Discovery {
     pub(crate) max_connection_age: Age,
 
     /// xDS connections at once.
-    #[arg(long = "maxConnections", env = "PILOT_MAX_CONNECTIONS", default_value_t = 20_000)]
+    #[arg(
+        long = "maxConnections",
+        env = "PILOT_MAX_CONNECTIONS",
+        default_value_t = 20_000
+    )]
     pub(crate) max_connections: usize,
 
     /// Quiet time before changed config is pushed.
@@ -108,7 +149,11 @@ pub(crate) struct Discovery {
     pub(crate) eds_debounce: bool,
 
     /// Proxies that are generated for at the same time.
-    #[arg(long = "pushThrottle", env = "PILOT_PUSH_THROTTLE", default_value_t = 100)]
+    #[arg(
+        long = "pushThrottle",
+        env = "PILOT_PUSH_THROTTLE",
+        default_value_t = 100
+    )]
     pub(crate) push_throttle: usize,
 
     #[command(flatten)]
@@ -120,7 +165,11 @@ pub(crate) struct Discovery {
 #[command(next_help_heading = "Generated configuration")]
 pub(crate) struct Generation {
     /// Percent of requests that are traced.
-    #[arg(long = "traceSampling", env = "PILOT_TRACE_SAMPLING", default_value_t = 100.0)]
+    #[arg(
+        long = "traceSampling",
+        env = "PILOT_TRACE_SAMPLING",
+        default_value_t = 100.0
+    )]
     pub(crate) trace_sampling: f64,
     /// Sniff the protocol of unnamed ports of outbound traffic.
     #[arg(long = "sniffOutbound", env = "PILOT_ENABLE_PROTOCOL_SNIFFING_FOR_OUTBOUND", default_value_t = true, action = ArgAction::Set)]
@@ -222,7 +271,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         return Err(refuse());
     }
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(refuse)?;
+        let digits = rest
+            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+            .ok_or_else(refuse)?;
         let number: f64 = rest[..digits].parse().map_err(|_| refuse())?;
         let unit_end = rest[digits..]
             .find(|c: char| c.is_ascii_digit() || c == '.')
@@ -248,7 +299,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         Some(port) => format!("0.0.0.0:{port}"),
         None => text.replace("localhost:", "127.0.0.1:"),
     };
-    full.parse().map_err(|_| format!("{text:?} is no address; accepted: 127.0.0.1:15010, :15010, [::1]:15010"))
+    full.parse().map_err(|_| {
+        format!("{text:?} is no address; accepted: 127.0.0.1:15010, :15010, [::1]:15010")
+    })
 }
 
 #[cfg(test)]
@@ -277,7 +330,10 @@ mod tests {
     #[test]
     fn addresses_may_leave_out_the_host() {
         assert_eq!(address(":15010").unwrap(), "0.0.0.0:15010".parse().unwrap());
-        assert_eq!(address("localhost:1").unwrap(), "127.0.0.1:1".parse().unwrap());
+        assert_eq!(
+            address("localhost:1").unwrap(),
+            "127.0.0.1:1".parse().unwrap()
+        );
         assert!(address("15010").is_err());
     }
 }

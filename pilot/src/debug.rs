@@ -52,15 +52,24 @@ pub(crate) fn router(debug: Debug) -> Router {
 
 async fn index() -> Json<Value> {
     Json(json!([
-        "/debug/adsz", "/debug/cdsz", "/debug/edsz", "/debug/syncz", "/debug/registryz",
-        "/debug/endpointz", "/debug/endpointShardz", "/debug/configz",
-        "/debug/config_dump?proxyID=ID", "/debug/push_status"
+        "/debug/adsz",
+        "/debug/cdsz",
+        "/debug/edsz",
+        "/debug/syncz",
+        "/debug/registryz",
+        "/debug/endpointz",
+        "/debug/endpointShardz",
+        "/debug/configz",
+        "/debug/config_dump?proxyID=ID",
+        "/debug/push_status"
     ]))
 }
 
 impl Debug {
     fn world(&self) -> Option<Arc<World>> {
-        self.publisher.current().map(|published| published.world.clone())
+        self.publisher
+            .current()
+            .map(|published| published.world.clone())
     }
 
     fn maybe_push(&self, params: &BTreeMap<String, String>) {
@@ -76,7 +85,9 @@ fn names(resources: &[Resource]) -> Vec<&str> {
 
 async fn adsz(State(debug): State<Debug>, Query(params): Params) -> Json<Value> {
     debug.maybe_push(&params);
-    let Some(world) = debug.world() else { return Json(json!([])) };
+    let Some(world) = debug.world() else {
+        return Json(json!([]));
+    };
     let describe = |client: Arc<Client<PilotProxy>>| {
         let proxy = client.proxy();
         let types: BTreeMap<&str, _> = ResourceType::ALL
@@ -96,12 +107,22 @@ async fn adsz(State(debug): State<Debug>, Query(params): Params) -> Json<Value> 
             "types": types,
         })
     };
-    Json(debug.engine.clients().list().into_iter().map(describe).collect())
+    Json(
+        debug
+            .engine
+            .clients()
+            .list()
+            .into_iter()
+            .map(describe)
+            .collect(),
+    )
 }
 
 async fn cdsz(State(debug): State<Debug>, Query(params): Params) -> Json<Value> {
     debug.maybe_push(&params);
-    let Some(world) = debug.world() else { return Json(json!([])) };
+    let Some(world) = debug.world() else {
+        return Json(json!([]));
+    };
     let describe = |client: Arc<Client<PilotProxy>>| {
         json!({
             "node": client.id,
@@ -110,18 +131,33 @@ async fn cdsz(State(debug): State<Debug>, Query(params): Params) -> Json<Value> 
             "Clusters": decode(ResourceType::Cluster, client.proxy().clusters(&world).resources()),
         })
     };
-    Json(debug.engine.clients().list().into_iter().map(describe).collect())
+    Json(
+        debug
+            .engine
+            .clients()
+            .list()
+            .into_iter()
+            .map(describe)
+            .collect(),
+    )
 }
 
 /// All load assignments that some connected proxy asked for.
 async fn edsz(State(debug): State<Debug>, Query(params): Params) -> Response {
     debug.maybe_push(&params);
-    let Some(world) = debug.world() else { return StatusCode::NOT_FOUND.into_response() };
+    let Some(world) = debug.world() else {
+        return StatusCode::NOT_FOUND.into_response();
+    };
     let mut all: BTreeMap<Arc<str>, Resource> = BTreeMap::new();
     for client in debug.engine.clients().list() {
         let wanted = client.status(ResourceType::Endpoint).names;
         let found = client.proxy().scope(&world).endpoints(&wanted);
-        all.extend(found.into_iter().flatten().map(|resource| (resource.name.clone(), resource)));
+        all.extend(
+            found
+                .into_iter()
+                .flatten()
+                .map(|resource| (resource.name.clone(), resource)),
+        );
     }
     if all.is_empty() {
         return (StatusCode::NOT_FOUND, "no proxy has asked for endpoints").into_response();
@@ -159,7 +195,15 @@ async fn syncz(State(debug): State<Debug>) -> Json<Value> {
         }
         entry
     };
-    Json(debug.engine.clients().list().into_iter().map(describe).collect())
+    Json(
+        debug
+            .engine
+            .clients()
+            .list()
+            .into_iter()
+            .map(describe)
+            .collect(),
+    )
 }
 
 fn service_json(service: &Service) -> Value {
@@ -188,7 +232,9 @@ fn service_json(service: &Service) -> Value {
 /// All services, the last element `{}` as ever.
 async fn registryz(State(debug): State<Debug>) -> Json<Value> {
     let world = debug.world();
-    let services = world.iter().flat_map(|world| world.snapshot.services().all());
+    let services = world
+        .iter()
+        .flat_map(|world| world.snapshot.services().all());
     let mut list: Vec<Value> = services.map(|service| service_json(service)).collect();
     list.push(json!({}));
     Json(list.into())
@@ -222,7 +268,12 @@ async fn endpointz(State(debug): State<Debug>, Query(params): Params) -> Respons
     let brief = params.contains_key("brief");
     let (mut list, mut lines) = (Vec::new(), String::new());
     for (world, service) in debug.world().iter().flat_map(|world| {
-        world.snapshot.services().all().iter().map(move |service| (world, service))
+        world
+            .snapshot
+            .services()
+            .all()
+            .iter()
+            .map(move |service| (world, service))
     }) {
         let key = ServiceKey {
             hostname: service.hostname.clone(),
@@ -230,12 +281,18 @@ async fn endpointz(State(debug): State<Debug>, Query(params): Params) -> Respons
         };
         for port in &service.ports {
             let name = format!("{}:{}", service.hostname, port.name);
-            let all = world.snapshot.endpoints(&key).flat_map(|set| &set.endpoints);
+            let all = world
+                .snapshot
+                .endpoints(&key)
+                .flat_map(|set| &set.endpoints);
             let of_port = all.filter(|endpoint| endpoint.service_port == port.name);
             if brief {
                 for endpoint in of_port {
-                    let labels: Vec<String> =
-                        endpoint.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                    let labels: Vec<String> = endpoint
+                        .labels
+                        .iter()
+                        .map(|(key, value)| format!("{key}={value}"))
+                        .collect();
                     lines += &format!(
                         "{name} {}:{} {} {}\n",
                         address(endpoint),
@@ -264,10 +321,10 @@ async fn endpoint_shardz(State(debug): State<Debug>) -> Json<Value> {
     if let Some(world) = debug.world() {
         for (key, set) in world.snapshot.inputs().endpoints.iter() {
             let endpoints: Vec<Value> = set.endpoints.iter().map(endpoint_json).collect();
-            shards
-                .entry(key.hostname.to_string())
-                .or_default()
-                .insert(key.namespace.to_string(), json!({"Shards": {"Kubernetes": endpoints}}));
+            shards.entry(key.hostname.to_string()).or_default().insert(
+                key.namespace.to_string(),
+                json!({"Shards": {"Kubernetes": endpoints}}),
+            );
         }
     }
     Json(json!(shards))
@@ -309,7 +366,8 @@ async fn configz(State(debug): State<Debug>) -> Json<Value> {
 /// What a proxy is served, in the shape of Envoy's own dump.
 async fn config_dump(State(debug): State<Debug>, Query(params): Params) -> Response {
     let Some(id) = params.get("proxyID") else {
-        let text = "which proxy? /debug/config_dump?proxyID=ID, where ID is a node ID or NAME.NAMESPACE\n";
+        let text =
+            "which proxy? /debug/config_dump?proxyID=ID, where ID is a node ID or NAME.NAMESPACE\n";
         return (StatusCode::BAD_REQUEST, text).into_response();
     };
     let (Some(client), Some(world)) = (debug.engine.clients().find(id), debug.world()) else {
@@ -354,7 +412,9 @@ async fn config_dump(State(debug): State<Debug>, Query(params): Params) -> Respo
 }
 
 async fn push_status(State(debug): State<Debug>) -> Json<Value> {
-    let Some(published) = debug.publisher.current() else { return Json(json!({})) };
+    let Some(published) = debug.publisher.current() else {
+        return Json(json!({}));
+    };
     let report = published.world.report();
     Json(json!({
         "ProxyStatus": report.events,

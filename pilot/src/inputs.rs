@@ -50,7 +50,11 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn new(metrics: Metrics) -> Self {
-        Self { slots: Arc::default(), changes: Changes::default(), metrics }
+        Self {
+            slots: Arc::default(),
+            changes: Changes::default(),
+            metrics,
+        }
     }
 
     pub(crate) fn set_mesh(&self, mesh: Arc<MeshConfig>) {
@@ -65,7 +69,11 @@ impl Intake {
 
     pub(crate) fn set_registry(&self, state: RegistryState, event: Event) {
         self.slots.lock().registry = Some(state);
-        let kind = if event == Event::Endpoints { "eds" } else { "svc" };
+        let kind = if event == Event::Endpoints {
+            "eds"
+        } else {
+            "svc"
+        };
         self.note(kind, event);
     }
 
@@ -101,13 +109,19 @@ pub(crate) async fn rebuild(
     publisher: Arc<Publisher<PilotSource>>,
     ready: Condition,
 ) {
-    let mut inputs = Inputs { options, ..Inputs::default() };
+    let mut inputs = Inputs {
+        options,
+        ..Inputs::default()
+    };
     let mut logged = Logged::default();
     let changes = intake.changes.clone();
     pipeline::run(changes, debounce, async move |event| {
         let missing = intake.missing();
         if !missing.is_empty() {
-            ready.missing(format!("waiting for the first complete reading of: {}", missing.join(", ")));
+            ready.missing(format!(
+                "waiting for the first complete reading of: {}",
+                missing.join(", ")
+            ));
             return;
         }
         {
@@ -125,7 +139,8 @@ pub(crate) async fn rebuild(
                 inputs.configs = slots.configs.clone().unwrap_or_default();
             }
         }
-        let (inputs, publisher, metrics) = (inputs.clone(), publisher.clone(), intake.metrics.clone());
+        let (inputs, publisher, metrics) =
+            (inputs.clone(), publisher.clone(), intake.metrics.clone());
         let built = tokio::task::spawn_blocking(move || build(&inputs, &publisher, &metrics)).await;
         match built {
             Ok(report) => {
@@ -157,7 +172,13 @@ fn build(
     let (world, difference) = match &former_world {
         None => {
             let set = ChangeSet::everything();
-            (World::first(Arc::new(snapshot)), Difference { set, endpoints: Arc::default() })
+            (
+                World::first(Arc::new(snapshot)),
+                Difference {
+                    set,
+                    endpoints: Arc::default(),
+                },
+            )
         }
         Some(former) => {
             let set = ChangeSet::between(&former.snapshot, &snapshot);
@@ -165,7 +186,13 @@ fn build(
                 return None;
             }
             let (world, endpoints) = former.next(Arc::new(snapshot), &set);
-            (world, Difference { set, endpoints: Arc::new(endpoints) })
+            (
+                world,
+                Difference {
+                    set,
+                    endpoints: Arc::new(endpoints),
+                },
+            )
         }
     };
     let endpoints_only = difference.set.endpoints_only();

@@ -23,7 +23,10 @@ async fn main() -> anyhow::Result<()> {
     match command {
         args::Command::Discovery(args) => app::run(*args).await,
         args::Command::Version => {
-            println!("pilot-discovery {} (compatible with Istio 1.4.10)", env!("CARGO_PKG_VERSION"));
+            println!(
+                "pilot-discovery {} (compatible with Istio 1.4.10)",
+                env!("CARGO_PKG_VERSION")
+            );
             Ok(())
         }
     }

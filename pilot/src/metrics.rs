@@ -58,9 +58,19 @@ impl Metrics {
             "The version of this Pilot",
             Family::<VersionLabel, Gauge>::default(),
         );
-        info.get_or_create(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        info.get_or_create(&VersionLabel {
+            version: env!("CARGO_PKG_VERSION"),
+        })
+        .set(1);
         let gauge = |name: &'static str| {
-            (name, metrics.register(name, "Findings of the last push; see /debug/push_status", Gauge::default()))
+            (
+                name,
+                metrics.register(
+                    name,
+                    "Findings of the last push; see /debug/push_status",
+                    Gauge::default(),
+                ),
+            )
         };
         Self {
             services: metrics.register("pilot_services", "Services known", Gauge::default()),
@@ -115,22 +125,35 @@ impl Metrics {
     }
 
     pub(crate) fn inbound(&self, kind: &'static str) {
-        self.inbound.get_or_create(&TypeLabel { r#type: kind }).inc();
+        self.inbound
+            .get_or_create(&TypeLabel { r#type: kind })
+            .inc();
     }
 
     pub(crate) fn registry_event(&self, kind: &'static str, event: &'static str) {
-        self.registry_events.get_or_create(&EventLabel { r#type: kind, event }).inc();
+        self.registry_events
+            .get_or_create(&EventLabel {
+                r#type: kind,
+                event,
+            })
+            .inc();
     }
 
     pub(crate) fn config_event(&self, kind: &'static str, event: &'static str) {
-        self.config_events.get_or_create(&EventLabel { r#type: kind, event }).inc();
+        self.config_events
+            .get_or_create(&EventLabel {
+                r#type: kind,
+                event,
+            })
+            .inc();
     }
 
     /// A snapshot was built.
     pub(crate) fn world(&self, snapshot: &Snapshot, took: Duration) {
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.services.set(count(snapshot.services().all().len()));
-        self.virtual_services.set(count(snapshot.inputs().configs.virtual_services.len()));
+        self.virtual_services
+            .set(count(snapshot.inputs().configs.virtual_services.len()));
         self.build_time.observe(took.as_secs_f64());
     }
 
@@ -142,7 +165,10 @@ impl Metrics {
         let now: Vec<RejectedLabel> = report
             .rejections
             .iter()
-            .map(|r| RejectedLabel { r#type: r.kind, name: format!("{}/{}", r.namespace, r.name) })
+            .map(|r| RejectedLabel {
+                r#type: r.kind,
+                name: format!("{}/{}", r.namespace, r.name),
+            })
             .collect();
         let mut before = self.rejected_before.lock();
         for label in before.iter().filter(|label| !now.contains(label)) {

@@ -46,10 +46,17 @@ impl ResourceSource for PilotSource {
     type Proxy = PilotProxy;
 
     fn attach(&self, _: &World, node: &Node) -> Result<PilotProxy, NodeError> {
-        Proxy::from_node(node).map(PilotProxy::new).map_err(|error| NodeError(error.to_string()))
+        Proxy::from_node(node)
+            .map(PilotProxy::new)
+            .map_err(|error| NodeError(error.to_string()))
     }
 
-    fn reattach(&self, world: &World, proxy: &PilotProxy, change: &Difference) -> Option<PilotProxy> {
+    fn reattach(
+        &self,
+        world: &World,
+        proxy: &PilotProxy,
+        change: &Difference,
+    ) -> Option<PilotProxy> {
         change
             .set
             .touches_proxy(&world.snapshot, &proxy.proxy)
@@ -58,7 +65,13 @@ impl ResourceSource for PilotSource {
 
     fn touched(&self, _: &PilotProxy, ty: ResourceType, change: &Difference) -> Touched {
         let affected = change.set.affected();
-        let may = |affected: bool| if affected { Touched::Everything } else { Touched::Nothing };
+        let may = |affected: bool| {
+            if affected {
+                Touched::Everything
+            } else {
+                Touched::Nothing
+            }
+        };
         match ty {
             // The list is the same object if nothing in it changed.
             ResourceType::Cluster => may(affected.clusters || affected.endpoints),
@@ -88,7 +101,9 @@ impl ResourceSource for PilotSource {
     ) -> Vec<Option<Resource>> {
         let find = |all: Arc<Collection>| names.iter().map(|name| all.get(name).cloned()).collect();
         match ty {
-            ResourceType::Cluster | ResourceType::Listener => find(self.collection(world, proxy, ty)),
+            ResourceType::Cluster | ResourceType::Listener => {
+                find(self.collection(world, proxy, ty))
+            }
             ResourceType::Endpoint => proxy.scope(world).endpoints(names),
             ResourceType::Route => proxy.scope(world).routes(names),
             ResourceType::Secret => vec![None; names.len()],

@@ -41,7 +41,11 @@ pub(crate) struct World {
 impl World {
     /// The first world.
     pub(crate) fn first(snapshot: Arc<Snapshot>) -> Self {
-        Self { number: 1, snapshot, scopes: Mutex::default() }
+        Self {
+            number: 1,
+            snapshot,
+            scopes: Mutex::default(),
+        }
     }
 
     /// The world after this one. The second result names the load assignments that may differ.
@@ -61,7 +65,14 @@ impl World {
                 (key, Arc::new(next))
             })
             .collect();
-        (Self { number: self.number + 1, snapshot, scopes: Mutex::new(scopes) }, touched)
+        (
+            Self {
+                number: self.number + 1,
+                snapshot,
+                scopes: Mutex::new(scopes),
+            },
+            touched,
+        )
     }
 
     /// The scope of a proxy.
@@ -139,7 +150,8 @@ impl ScopeCache {
         // A cluster that holds its endpoints itself (STRICT_DNS) changes with them.
         let keeps_clusters = !affected.clusters
             && !(affected.endpoints
-                && clusters.is_some_and(|list| list.iter().any(|r| change.touches_cluster(&r.name))));
+                && clusters
+                    .is_some_and(|list| list.iter().any(|r| change.touches_cluster(&r.name))));
         if keeps_clusters && let Some(clusters) = self.clusters.get() {
             let _ = next.clusters.set(clusters.clone());
             next.lists = Mutex::new(self.lists.lock().clone());
@@ -148,7 +160,9 @@ impl ScopeCache {
             next.former_clusters = clusters.cloned();
         }
         let listeners = self.listeners.get().or(self.former_listeners.as_ref());
-        if !affected.listeners && let Some(listeners) = self.listeners.get() {
+        if !affected.listeners
+            && let Some(listeners) = self.listeners.get()
+        {
             let _ = next.listeners.set(listeners.clone());
         } else {
             next.former_listeners = listeners.cloned();
@@ -268,7 +282,11 @@ impl ScopeCache {
         }
         let mut report = Report::default();
         let mut made = Vec::new();
-        for (name, slot) in names.iter().zip(&mut found).filter(|(_, slot)| slot.is_none()) {
+        for (name, slot) in names
+            .iter()
+            .zip(&mut found)
+            .filter(|(_, slot)| slot.is_none())
+        {
             let resource = Resource::new(name.clone(), make(name, &mut report));
             made.push(resource.clone());
             *slot = Some(resource);
@@ -285,7 +303,9 @@ impl ScopeCache {
 
 fn same(a: &[Resource], b: &[Resource]) -> bool {
     a.len() == b.len()
-        && a.iter().zip(b).all(|(a, b)| (&a.name, a.version) == (&b.name, b.version))
+        && a.iter()
+            .zip(b)
+            .all(|(a, b)| (&a.name, a.version) == (&b.name, b.version))
 }
 
 /// Takes over the bytes of equal resources; both lists are sorted.
@@ -323,7 +343,10 @@ struct Own {
 
 impl PilotProxy {
     pub(crate) fn new(proxy: Proxy) -> Self {
-        Self { proxy, state: Mutex::default() }
+        Self {
+            proxy,
+            state: Mutex::default(),
+        }
     }
 
     /// The proxy's scope in this world.
@@ -379,7 +402,10 @@ impl PilotProxy {
 
     fn put_together(&self, shared: &[SharedListener], own: &Own) -> Collection {
         let outbound = shared.iter().filter(|listener| {
-            let taken = own.listeners.iter().any(|(_, address)| *address == listener.address);
+            let taken = own
+                .listeners
+                .iter()
+                .any(|(_, address)| *address == listener.address);
             !taken && !self.is_own_address(listener)
         });
         let outbound = outbound.map(|listener| match &own.chain {
@@ -390,16 +416,29 @@ impl PilotProxy {
             }
             _ => listener.resource.clone(),
         });
-        Collection::new(own.listeners.iter().map(|(resource, _)| resource.clone()).chain(outbound).collect())
+        Collection::new(
+            own.listeners
+                .iter()
+                .map(|(resource, _)| resource.clone())
+                .chain(outbound)
+                .collect(),
+        )
     }
 
     /// A listener on one of the proxy's own addresses, as headless services have: it would shadow the inbound side.
     fn is_own_address(&self, listener: &SharedListener) -> bool {
         use pilot_generate::envoy::core::address::Address::SocketAddress;
-        match listener.address.as_ref().and_then(|address| address.address.as_ref()) {
+        match listener
+            .address
+            .as_ref()
+            .and_then(|address| address.address.as_ref())
+        {
             Some(SocketAddress(socket)) => {
                 &*listener.resource.name != pilot_generate::names::VIRTUAL_OUTBOUND
-                    && socket.address.parse().is_ok_and(|ip| self.proxy.ips.contains(&ip))
+                    && socket
+                        .address
+                        .parse()
+                        .is_ok_and(|ip| self.proxy.ips.contains(&ip))
             }
             _ => false,
         }
@@ -409,7 +448,11 @@ impl PilotProxy {
 impl Own {
     fn generate(scope: &ScopeCache, proxy: &Proxy) -> Self {
         if proxy.kind == pilot_generate::ProxyKind::Router {
-            return Self { clusters: Vec::new(), listeners: Vec::new(), chain: None };
+            return Self {
+                clusters: Vec::new(),
+                listeners: Vec::new(),
+                chain: None,
+            };
         }
         let mut report = Report::default();
         let clusters = generate::inbound_clusters(&scope.scope, proxy, &mut report)
@@ -420,14 +463,24 @@ impl Own {
             .into_iter()
             .map(|listener| {
                 let body = listener.encode_to_vec();
-                (Resource::new(listener.name.as_str(), body), listener.address)
+                (
+                    Resource::new(listener.name.as_str(), body),
+                    listener.address,
+                )
             })
             .collect();
         let chain = generate::own_address_chain(&scope.scope, proxy).map(|chain| {
-            let listener = Listener { filter_chains: vec![chain], ..Listener::default() };
+            let listener = Listener {
+                filter_chains: vec![chain],
+                ..Listener::default()
+            };
             Bytes::from(listener.encode_to_vec())
         });
         scope.report.lock().merge(&report);
-        Self { clusters, listeners, chain }
+        Self {
+            clusters,
+            listeners,
+            chain,
+        }
     }
 }

@@ -24,11 +24,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    runtime::{
-        WatchStreamExt as _,
-        utils::ResetTimerBackoff,
-        watcher,
-    },
+    runtime::{WatchStreamExt as _, utils::ResetTimerBackoff, watcher},
 };
 use mesh_service::{Condition, Drain};
 use pilot_generate::{
@@ -97,7 +93,9 @@ impl Registry for Kubernetes {
 
     async fn run(self, intake: Intake, condition: Condition, drain: Drain) {
         condition.missing("the API server has not answered yet");
-        let Some(slices) = self.has_slices(&condition, &drain).await else { return };
+        let Some(slices) = self.has_slices(&condition, &drain).await else {
+            return;
+        };
         let endpoints = if slices {
             self.watch::<EndpointSlice>(Kind::Endpoints, Object::Slice)
         } else {
@@ -136,7 +134,11 @@ impl Kubernetes {
         let mut wait = Duration::from_millis(200);
         let mut said = false;
         loop {
-            match self.client.list_api_group_resources("discovery.k8s.io/v1").await {
+            match self
+                .client
+                .list_api_group_resources("discovery.k8s.io/v1")
+                .await
+            {
                 Ok(list) => return Some(list.resources.iter().any(|r| r.name == "endpointslices")),
                 Err(kube::Error::Api(status)) if status.code == 404 => return Some(false),
                 Err(error) => {
@@ -154,11 +156,7 @@ impl Kubernetes {
         }
     }
 
-    fn watch<K>(
-        &self,
-        kind: Kind,
-        wrap: fn(Box<K>) -> Object,
-    ) -> BoxStream<'static, (Kind, Change)>
+    fn watch<K>(&self, kind: Kind, wrap: fn(Box<K>) -> Object) -> BoxStream<'static, (Kind, Change)>
     where
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
             + DeserializeOwned
@@ -194,7 +192,10 @@ where
         .with_max_delay(Duration::from_secs(5))
         .with_jitter()
         .without_max_times();
-    let backoff = ResetTimerBackoff::new(watcher::ExponentialBackoff::from(growing), Duration::from_secs(30));
+    let backoff = ResetTimerBackoff::new(
+        watcher::ExponentialBackoff::from(growing),
+        Duration::from_secs(30),
+    );
     let object = move |mut object: K| {
         object.meta_mut().managed_fields = None;
         wrap(Box::new(object))
@@ -224,9 +225,13 @@ enum Addresses {
 impl Addresses {
     fn ips(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         match self {
-            Self::Slice(slice) => {
-                Box::new(slice.endpoints.iter().flat_map(|e| &e.addresses).map(String::as_str))
-            }
+            Self::Slice(slice) => Box::new(
+                slice
+                    .endpoints
+                    .iter()
+                    .flat_map(|e| &e.addresses)
+                    .map(String::as_str),
+            ),
             Self::Endpoints(object) => Box::new(
                 object
                     .subsets
@@ -341,7 +346,12 @@ impl Index {
                 .map(|s| (s.name.to_string(), s.namespace.to_string()))
                 .filter(|name| !listed.contains(name))
                 .collect(),
-            Kind::Pod => self.pods.keys().filter(|name| !listed.contains(*name)).cloned().collect(),
+            Kind::Pod => self
+                .pods
+                .keys()
+                .filter(|name| !listed.contains(*name))
+                .cloned()
+                .collect(),
             Kind::Node => self
                 .nodes
                 .keys()
@@ -364,7 +374,9 @@ impl Index {
                     let services: Vec<Name> = self
                         .addresses
                         .iter()
-                        .filter(|((_, ns), by_name)| *ns == namespace && by_name.contains_key(&name))
+                        .filter(|((_, ns), by_name)| {
+                            *ns == namespace && by_name.contains_key(&name)
+                        })
                         .map(|(service, _)| service.clone())
                         .collect();
                     for service in services {
@@ -426,7 +438,12 @@ impl Index {
             return self.delete_service(&name, &namespace);
         };
         let key = self.context.key(&name, &namespace);
-        if self.state.services.get(&key).is_some_and(|known| **known == service) {
+        if self
+            .state
+            .services
+            .get(&key)
+            .is_some_and(|known| **known == service)
+        {
             return;
         }
         Arc::make_mut(&mut self.state.services).insert(key, Arc::new(service));
@@ -446,7 +463,10 @@ impl Index {
         let former = match addresses {
             Some(addresses) => {
                 for ip in addresses.ips().filter_map(|ip| ip.parse().ok()) {
-                    self.listed_in.entry(ip).or_default().insert(service.clone());
+                    self.listed_in
+                        .entry(ip)
+                        .or_default()
+                        .insert(service.clone());
                 }
                 by_name.insert(name, addresses)
             }
@@ -454,7 +474,10 @@ impl Index {
         };
         // Addresses that no slice of the service lists any more.
         for ip in former.iter().flat_map(Addresses::ips) {
-            let still = by_name.values().flat_map(Addresses::ips).any(|other| other == ip);
+            let still = by_name
+                .values()
+                .flat_map(Addresses::ips)
+                .any(|other| other == ip);
             if !still
                 && let Ok(ip) = ip.parse()
                 && let Some(services) = self.listed_in.get_mut(&ip)
@@ -472,10 +495,18 @@ impl Index {
     }
 
     fn set_pod(&mut self, name: Name, pod: Option<Box<Pod>>) {
-        let former = self.pods.remove(&name).map(|(_, ips)| ips).unwrap_or_default();
+        let former = self
+            .pods
+            .remove(&name)
+            .map(|(_, ips)| ips)
+            .unwrap_or_default();
         let converted = pod.as_ref().and_then(|pod| {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-            convert::workload(pod, node.and_then(|node| self.nodes.get(node)), &self.context)
+            convert::workload(
+                pod,
+                node.and_then(|node| self.nodes.get(node)),
+                &self.context,
+            )
         });
         let (ips, workload) = converted.unzip();
         let ips: Vec<IpAddr> = ips.unwrap_or_default();
@@ -499,13 +530,16 @@ impl Index {
                 Arc::make_mut(&mut self.state.workloads).insert(ip, workload.clone());
             }
             // The address may belong to another pod by now.
-            None if known.is_none_or(|k| (&*k.name, &*k.namespace) != (&*name.0, &*name.1)) => return,
+            None if known.is_none_or(|k| (&*k.name, &*k.namespace) != (&*name.0, &*name.1)) => {
+                return;
+            }
             None => {
                 Arc::make_mut(&mut self.state.workloads).remove(&ip);
             }
         }
         self.note(Event::Endpoints);
-        self.dirty.extend(self.listed_in.get(&ip).into_iter().flatten().cloned());
+        self.dirty
+            .extend(self.listed_in.get(&ip).into_iter().flatten().cloned());
     }
 
     fn set_node(&mut self, name: String, labels: Option<BTreeMap<String, String>>) {
@@ -557,13 +591,17 @@ impl Index {
             None => (None, 0),
         };
         if without_pod > 0 {
-            self.metrics.endpoints_without_pod.inc_by(without_pod as u64);
+            self.metrics
+                .endpoints_without_pod
+                .inc_by(without_pod as u64);
         }
         let known = self.state.endpoints.get(&key);
         match endpoints {
             Some(endpoints) if known.is_some_and(|known| **known == endpoints) => return,
             // Nothing listed and nothing known is the same.
-            Some(endpoints) if known.is_none() && endpoints == ServiceEndpoints::default() => return,
+            Some(endpoints) if known.is_none() && endpoints == ServiceEndpoints::default() => {
+                return;
+            }
             Some(endpoints) => {
                 Arc::make_mut(&mut self.state.endpoints).insert(key, Arc::new(endpoints));
             }
@@ -598,7 +636,10 @@ fn name_of(object: &Object) -> Name {
         Object::Pod(o) => &o.metadata,
         Object::Node(o) => &o.metadata,
     };
-    (meta.name.clone().unwrap_or_default(), meta.namespace.clone().unwrap_or_default())
+    (
+        meta.name.clone().unwrap_or_default(),
+        meta.namespace.clone().unwrap_or_default(),
+    )
 }
 
 #[cfg(test)]
@@ -616,7 +657,10 @@ mod tests {
             default_export_to: vec!["*".into()],
         };
         let metrics = Metrics::new(&mesh_service::Metrics::default());
-        (Index::new(context, metrics), Health::default().condition("registry"))
+        (
+            Index::new(context, metrics),
+            Health::default().condition("registry"),
+        )
     }
 
     fn of<K: DeserializeOwned>(value: Value) -> Box<K> {
@@ -642,10 +686,12 @@ mod tests {
     fn slice(endpoints: &[(&str, bool)]) -> Object {
         let endpoints: Vec<Value> = endpoints
             .iter()
-            .map(|(ip, ready)| json!({
-                "addresses": [ip], "conditions": {"ready": ready},
-                "targetRef": {"kind": "Pod", "name": "p", "namespace": "shop"}
-            }))
+            .map(|(ip, ready)| {
+                json!({
+                    "addresses": [ip], "conditions": {"ready": ready},
+                    "targetRef": {"kind": "Pod", "name": "p", "namespace": "shop"}
+                })
+            })
             .collect();
         Object::Slice(of(json!({
             "metadata": {"name": "web-1", "namespace": "shop", "labels": {SERVICE_NAME: "web"}},
@@ -666,7 +712,10 @@ mod tests {
 
     fn shop() -> Vec<(Kind, Vec<Object>)> {
         vec![
-            (Kind::Endpoints, vec![slice(&[("10.1.0.1", true), ("10.1.0.2", true)])]),
+            (
+                Kind::Endpoints,
+                vec![slice(&[("10.1.0.1", true), ("10.1.0.2", true)])],
+            ),
             (Kind::Service, vec![service(80)]),
             (Kind::Pod, vec![pod("a", "10.1.0.1"), pod("b", "10.1.0.2")]),
             (Kind::Node, vec![]),
@@ -674,7 +723,11 @@ mod tests {
     }
 
     fn count(state: &RegistryState) -> usize {
-        state.endpoints.values().map(|set| set.endpoints.len()).sum()
+        state
+            .endpoints
+            .values()
+            .map(|set| set.endpoints.len())
+            .sum()
     }
 
     #[test]
@@ -686,7 +739,10 @@ mod tests {
         assert!(index.publish().is_none());
         synced(&mut index, &condition, vec![last]);
         let (state, event) = index.publish().unwrap();
-        assert_eq!((state.services.len(), count(&state), event), (1, 2, Event::Config));
+        assert_eq!(
+            (state.services.len(), count(&state), event),
+            (1, 2, Event::Config)
+        );
         assert!(index.publish().is_none(), "nothing changed since");
     }
 
@@ -708,7 +764,11 @@ mod tests {
         let (mut index, condition) = index();
         synced(&mut index, &condition, shop());
         index.publish().unwrap();
-        index.take(Kind::Endpoints, Change::Apply(slice(&[("10.1.0.3", true)])), &condition);
+        index.take(
+            Kind::Endpoints,
+            Change::Apply(slice(&[("10.1.0.3", true)])),
+            &condition,
+        );
         assert_eq!(count(&index.publish().unwrap().0), 0);
         index.take(Kind::Pod, Change::Apply(pod("c", "10.1.0.3")), &condition);
         let (state, event) = index.publish().unwrap();
@@ -726,11 +786,17 @@ mod tests {
         assert!(index.publish().is_none());
         index.take(Kind::Service, Change::Listed(service(80)), &condition);
         index.take(Kind::Service, Change::Done, &condition);
-        assert!(index.publish().is_none(), "the same service again is no change");
+        assert!(
+            index.publish().is_none(),
+            "the same service again is no change"
+        );
         index.take(Kind::Endpoints, Change::Done, &condition);
         index.take(Kind::Pod, Change::Done, &condition);
         let (state, _) = index.publish().unwrap();
-        assert_eq!((state.services.len(), count(&state), state.workloads.len()), (1, 0, 0));
+        assert_eq!(
+            (state.services.len(), count(&state), state.workloads.len()),
+            (1, 0, 0)
+        );
     }
 
     #[test]

@@ -15,7 +15,12 @@ pub(crate) trait Registry: Send + 'static {
 
     /// Reads for ever: writes a complete state once everything has been listed, then every change. Keeps trying when
     /// its server is away, and says so in `condition`.
-    fn run(self, intake: Intake, condition: Condition, drain: Drain) -> impl Future<Output = ()> + Send;
+    fn run(
+        self,
+        intake: Intake,
+        condition: Condition,
+        drain: Drain,
+    ) -> impl Future<Output = ()> + Send;
 }
 
 /// No services at all: with `--configDir`, everything comes from ServiceEntries.

@@ -26,7 +26,12 @@ async fn backend(name: &'static str) -> SocketAddr {
 }
 
 async fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 fn service(port: u16, endpoints: &[(SocketAddr, &str)]) -> String {
@@ -57,7 +62,12 @@ spec:
 fn rule(subsets: &[&str]) -> String {
     let subsets: String = subsets
         .iter()
-        .map(|subset| format!("  - {{name: {subset}, labels: {{version: {}}}}}\n", &subset[..2]))
+        .map(|subset| {
+            format!(
+                "  - {{name: {subset}, labels: {{version: {}}}}}\n",
+                &subset[..2]
+            )
+        })
         .collect();
     format!(
         "apiVersion: networking.istio.io/v1alpha3
@@ -117,7 +127,10 @@ async fn session(delta: bool) {
     let clusters = envoy.stat("cluster_manager.cds.update_success").await;
     pilot.write("web", &service(port, &[(v2, "v2")]));
     expect(200, "v2").await;
-    assert_eq!(envoy.stat("cluster_manager.cds.update_success").await, clusters);
+    assert_eq!(
+        envoy.stat("cluster_manager.cds.update_success").await,
+        clusters
+    );
 
     // Subsets and a route to one of them.
     pilot.write("web", &service(port, &[(v1, "v1"), (v2, "v2")]));
@@ -139,7 +152,10 @@ async fn session(delta: bool) {
     let abort = "  - fault: {abort: {httpStatus: 418, percentage: {value: 100}}}\n    route:";
     pilot.write("route", &route("v1").replace("  - route:", abort));
     expect(418, "fault").await;
-    assert_eq!(envoy.stat("listener_manager.lds.update_success").await, listeners);
+    assert_eq!(
+        envoy.stat("listener_manager.lds.update_success").await,
+        listeners
+    );
 
     // The client is seen, synced, and its dump can be read.
     let synced = pilot.json("/debug/syncz").await;
@@ -151,8 +167,15 @@ async fn session(delta: bool) {
         assert_eq!(sent, &entry[format!("{ty}_acked")], "{entry}");
     }
     let dump = pilot.json("/debug/config_dump?proxyID=client-0.shop").await;
-    let served = dump["configs"][1]["dynamic_active_clusters"].as_array().unwrap().len();
-    assert_eq!(envoy.stat("cluster_manager.active_clusters").await, served as u64 + 1, "and the static one");
+    let served = dump["configs"][1]["dynamic_active_clusters"]
+        .as_array()
+        .unwrap()
+        .len();
+    assert_eq!(
+        envoy.stat("cluster_manager.active_clusters").await,
+        served as u64 + 1,
+        "and the static one"
+    );
     let ads = pilot.json("/debug/adsz").await;
     assert_eq!(ads[0]["protocol"], if delta { "delta" } else { "sotw" });
     envoy.assert_nothing_rejected().await;
@@ -174,14 +197,24 @@ async fn changes_under_load(delta: bool) {
     let port = free_port().await;
     let pilot = Pilot::start(|folder| {
         write(folder, "web", &service(port, &[(v1, "v1"), (v2, "v2")]));
-        write(folder, "traffic", &format!("{}---\n{}", rule(&["v1-0"]), route("v1-0")));
+        write(
+            folder,
+            "traffic",
+            &format!("{}---\n{}", rule(&["v1-0"]), route("v1-0")),
+        );
     })
     .await;
     let envoy = sidecar(&pilot, delta).await;
     let listener = SocketAddr::from(([127, 0, 0, 1], port));
-    until("the first answer", || async { (get(listener, HOST, "/").await?.0 == 200).then_some(()) }).await;
+    until("the first answer", || async {
+        (get(listener, HOST, "/").await?.0 == 200).then_some(())
+    })
+    .await;
 
-    let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let (stop, sent) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
     let load = tokio::spawn({
         let (stop, sent) = (stop.clone(), sent.clone());
         async move {
@@ -199,7 +232,10 @@ async fn changes_under_load(delta: bool) {
     for round in 1..=12 {
         let subset = format!("v{}-{round}", round % 2 + 1);
         // The former subset's cluster disappears in the same change in which the new one comes.
-        pilot.write("traffic", &format!("{}---\n{}", rule(&[&subset]), route(&subset)));
+        pilot.write(
+            "traffic",
+            &format!("{}---\n{}", rule(&[&subset]), route(&subset)),
+        );
         let expected = &subset[..2];
         until("the new subset answers", || async {
             (get(listener, HOST, "/").await?.1 == expected).then_some(())
@@ -212,8 +248,10 @@ async fn changes_under_load(delta: bool) {
     assert!(sent.load(Ordering::Relaxed) > 100);
     until("only the last subset's cluster is left", || async {
         let clusters = envoy.admin("/clusters").await;
-        let subsets: std::collections::BTreeSet<&str> =
-            clusters.lines().filter_map(|line| line.split_once("|v")?.1.split('|').next()).collect();
+        let subsets: std::collections::BTreeSet<&str> = clusters
+            .lines()
+            .filter_map(|line| line.split_once("|v")?.1.split('|').next())
+            .collect();
         (subsets.len() == 1).then_some(())
     })
     .await;
@@ -234,18 +272,28 @@ async fn no_request_fails_while_subsets_change_delta() {
 async fn envoy_survives_pilot_and_catches_up() {
     let v1 = backend("v1").await;
     let port = free_port().await;
-    let mut pilot = Pilot::start(|folder| write(folder, "web", &service(port, &[(v1, "v1")]))).await;
+    let mut pilot =
+        Pilot::start(|folder| write(folder, "web", &service(port, &[(v1, "v1")]))).await;
     let envoy = sidecar(&pilot, true).await;
     let listener = SocketAddr::from(([127, 0, 0, 1], port));
-    until("the first answer", || async { (get(listener, HOST, "/").await?.0 == 200).then_some(()) }).await;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pilot.pid()), nix::sys::signal::Signal::SIGTERM)
-        .unwrap();
+    until("the first answer", || async {
+        (get(listener, HOST, "/").await?.0 == 200).then_some(())
+    })
+    .await;
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pilot.pid()),
+        nix::sys::signal::Signal::SIGTERM,
+    )
+    .unwrap();
     assert_eq!(pilot.exit().await.code(), Some(0));
     // It ended with a client connected, and the client goes on without it.
     until("envoy noticed", || async {
         (envoy.stat("control_plane.connected_state").await == 0).then_some(())
     })
     .await;
-    assert_eq!(get(listener, HOST, "/").await.unwrap(), (200, "v1".to_owned()));
+    assert_eq!(
+        get(listener, HOST, "/").await.unwrap(),
+        (200, "v1".to_owned())
+    );
     envoy.assert_nothing_rejected().await;
 }

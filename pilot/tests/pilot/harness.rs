@@ -14,13 +14,19 @@ use tokio::{
 };
 
 /// Polls against real processes; what is waited for is a condition, never a time.
-pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T {
     let begun = Instant::now();
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(begun.elapsed() < Duration::from_secs(60), "waited 60 s for: {what}");
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "waited 60 s for: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -36,10 +42,21 @@ pub(crate) async fn get(address: SocketAddr, host: &str, path: &str) -> Option<(
         let answer = String::from_utf8_lossy(&answer).into_owned();
         let status = answer.split(' ').nth(1)?.parse().ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        Some((status, if chunked { dechunk(body) } else { body.to_owned() }))
+        let chunked = head
+            .to_ascii_lowercase()
+            .contains("transfer-encoding: chunked");
+        Some((
+            status,
+            if chunked {
+                dechunk(body)
+            } else {
+                body.to_owned()
+            },
+        ))
     };
-    tokio::time::timeout(Duration::from_secs(10), exchange).await.ok()?
+    tokio::time::timeout(Duration::from_secs(10), exchange)
+        .await
+        .ok()?
 }
 
 fn dechunk(mut body: &str) -> String {
@@ -83,7 +100,12 @@ impl Pilot {
         let child = Command::new(env!("CARGO_BIN_EXE_pilot-discovery"))
             .arg("discovery")
             .args(["--grpcAddr", "127.0.0.1:0", "--httpAddr", "127.0.0.1:0"])
-            .args(["--monitoringAddr", "127.0.0.1:0", "--log-level", "info,pilot_xds=debug"])
+            .args([
+                "--monitoringAddr",
+                "127.0.0.1:0",
+                "--log-level",
+                "info,pilot_xds=debug",
+            ])
             .arg("--addressFile")
             .arg(&addresses)
             .arg("--configDir")
@@ -101,7 +123,12 @@ impl Pilot {
         })
         .await;
         let address = |key: &str| addresses[key].as_str().unwrap().parse().unwrap();
-        let pilot = Self { process, folder, grpc: address("grpc"), http: address("http") };
+        let pilot = Self {
+            process,
+            folder,
+            grpc: address("grpc"),
+            http: address("http"),
+        };
         until("pilot is ready", || async {
             (get(pilot.http, "pilot", "/ready").await?.0 == 200).then_some(())
         })
@@ -138,7 +165,11 @@ impl Pilot {
             if let Some(status) = self.process.0.try_wait().unwrap() {
                 return status;
             }
-            assert!(begun.elapsed() < Duration::from_secs(30), "pilot does not end: {}", self.log());
+            assert!(
+                begun.elapsed() < Duration::from_secs(30),
+                "pilot does not end: {}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -164,13 +195,20 @@ fn envoy_binary() -> PathBuf {
     match std::env::var_os("ENVOY") {
         Some(path) => path.into(),
         None if pinned.exists() => pinned,
-        None => panic!("no Envoy: run `make setup`, or name a binary in the environment variable ENVOY"),
+        None => {
+            panic!("no Envoy: run `make setup`, or name a binary in the environment variable ENVOY")
+        }
     }
 }
 
 impl Envoy {
     /// Starts it with this node ID and metadata; returns once its admin answers.
-    pub(crate) async fn start(pilot: SocketAddr, delta: bool, node_id: &str, metadata: Value) -> Self {
+    pub(crate) async fn start(
+        pilot: SocketAddr,
+        delta: bool,
+        node_id: &str,
+        metadata: Value,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let api_type = if delta { "DELTA_GRPC" } else { "GRPC" };
         let ads = json!({"ads": {}, "resource_api_version": "V3"});
@@ -209,17 +247,31 @@ impl Envoy {
             .arg(&file)
             .arg("--admin-address-path")
             .arg(&admin_file)
-            .args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "info"])
+            .args([
+                "--disable-hot-restart",
+                "--concurrency",
+                "1",
+                "--log-level",
+                "info",
+            ])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .unwrap();
         let process = Process(child);
         let admin = until("envoy's admin address", || async {
-            std::fs::read_to_string(&admin_file).ok()?.trim().parse().ok()
+            std::fs::read_to_string(&admin_file)
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
         })
         .await;
-        Self { _process: process, folder, admin }
+        Self {
+            _process: process,
+            folder,
+            admin,
+        }
     }
 
     pub(crate) async fn admin(&self, path: &str) -> String {
@@ -228,8 +280,14 @@ impl Envoy {
 
     /// A counter or gauge, 0 if there is none.
     pub(crate) async fn stat(&self, name: &str) -> u64 {
-        let text = self.admin(&format!("/stats?filter=^{}$", name.replace('|', "%7C"))).await;
-        text.trim().rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0)
+        let text = self
+            .admin(&format!("/stats?filter=^{}$", name.replace('|', "%7C")))
+            .await;
+        text.trim()
+            .rsplit(' ')
+            .next()
+            .and_then(|value| value.parse().ok())
+            .unwrap_or(0)
     }
 
     pub(crate) async fn live(&self) {
@@ -242,9 +300,18 @@ impl Envoy {
     /// Every kind of update, and none of them refused.
     pub(crate) async fn assert_nothing_rejected(&self) {
         let stats = self.admin("/stats?filter=update_rejected").await;
-        let bad: Vec<&str> = stats.lines().filter(|line| !line.ends_with(": 0")).collect();
-        assert!(stats.contains("cluster_manager.cds.update_rejected: 0"), "{stats}");
-        assert!(stats.contains("listener_manager.lds.update_rejected: 0"), "{stats}");
+        let bad: Vec<&str> = stats
+            .lines()
+            .filter(|line| !line.ends_with(": 0"))
+            .collect();
+        assert!(
+            stats.contains("cluster_manager.cds.update_rejected: 0"),
+            "{stats}"
+        );
+        assert!(
+            stats.contains("listener_manager.lds.update_rejected: 0"),
+            "{stats}"
+        );
         assert!(bad.is_empty(), "{bad:?}\n{}", self.log());
     }
 

@@ -58,7 +58,13 @@ pub(crate) struct ResponseBody {
 
 impl ResponseBody {
     pub(crate) fn new(items: mpsc::Receiver<Item>, progress: Arc<Progress>) -> Self {
-        Self { items, chunks: Vec::new().into_iter(), current: Bytes::new(), progress, ended: false }
+        Self {
+            items,
+            chunks: Vec::new().into_iter(),
+            current: Bytes::new(),
+            progress,
+            ended: false,
+        }
     }
 
     fn slice(&mut self) -> Option<Bytes> {

@@ -86,7 +86,11 @@ impl Metrics {
         let m = metrics.clone();
         registry.register("pilot_xds", "Clients connected over xDS", m.clients);
         registry.register("pilot_xds_pushes", "Responses sent, by type", m.pushes);
-        registry.register("pilot_xds_push_time", "Seconds to make one response", m.push_time);
+        registry.register(
+            "pilot_xds_push_time",
+            "Seconds to make one response",
+            m.push_time,
+        );
         registry.register(
             "pilot_proxy_queue_time",
             "Seconds from a new world to a client's turn",
@@ -104,7 +108,11 @@ impl Metrics {
                 family,
             );
         }
-        registry.register("pilot_total_xds_rejects", "Responses refused by clients", m.total_rejects);
+        registry.register(
+            "pilot_total_xds_rejects",
+            "Responses refused by clients",
+            m.total_rejects,
+        );
         registry.register(
             "pilot_total_xds_internal_errors",
             "Streams ended by an error of this server",
@@ -120,8 +128,16 @@ impl Metrics {
             "Streams closed because the client did not read",
             m.write_timeout,
         );
-        registry.register("pilot_xds_resources_sent", "Resources sent, by type", m.resources);
-        registry.register("pilot_xds_bytes_sent", "Bytes of responses, by type", m.bytes);
+        registry.register(
+            "pilot_xds_resources_sent",
+            "Resources sent, by type",
+            m.resources,
+        );
+        registry.register(
+            "pilot_xds_bytes_sent",
+            "Bytes of responses, by type",
+            m.bytes,
+        );
         registry.register(
             "pilot_xds_connections_refused",
             "Connections closed because they said nothing or there were too many",

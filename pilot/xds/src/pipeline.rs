@@ -64,14 +64,21 @@ pub struct Changes<C> {
 
 impl<C> Clone for Changes<C> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self {
+            inner: self.inner.clone(),
+        }
     }
 }
 
 impl<C> Default for Changes<C> {
     fn default() -> Self {
-        let pending = Pending { config: None, endpoints: None };
-        Self { inner: Arc::new((Mutex::new(pending), Notify::new())) }
+        let pending = Pending {
+            config: None,
+            endpoints: None,
+        };
+        Self {
+            inner: Arc::new((Mutex::new(pending), Notify::new())),
+        }
     }
 }
 
@@ -91,7 +98,13 @@ impl<C: Change> Changes<C> {
                 lane.change.merge(change);
                 lane.last = now;
             }
-            None => *lane = Some(Lane { change, first: now, last: now }),
+            None => {
+                *lane = Some(Lane {
+                    change,
+                    first: now,
+                    last: now,
+                })
+            }
         }
         notify.notify_one();
     }
@@ -100,7 +113,10 @@ impl<C: Change> Changes<C> {
     fn take(&self, debounce: &Debounce) -> Result<C, Option<Instant>> {
         let mut pending = self.inner.0.lock();
         let now = Instant::now();
-        let due_config = pending.config.as_ref().map(|l| l.due(debounce.quiet, debounce.max));
+        let due_config = pending
+            .config
+            .as_ref()
+            .map(|l| l.due(debounce.quiet, debounce.max));
         let due_endpoints = pending
             .endpoints
             .as_ref()
@@ -109,7 +125,11 @@ impl<C: Change> Changes<C> {
         if !take_config && due_endpoints.is_none_or(|due| due > now) {
             return Err(due_config.into_iter().chain(due_endpoints).min());
         }
-        let config = if take_config { pending.config.take() } else { None };
+        let config = if take_config {
+            pending.config.take()
+        } else {
+            None
+        };
         match (config, pending.endpoints.take()) {
             (Some(mut config), Some(endpoints)) => {
                 config.change.merge(endpoints.change);
@@ -166,11 +186,17 @@ mod tests {
     }
 
     fn config(name: &'static str) -> Event {
-        Event { names: vec![name], endpoints_only: false }
+        Event {
+            names: vec![name],
+            endpoints_only: false,
+        }
     }
 
     fn endpoints(name: &'static str) -> Event {
-        Event { names: vec![name], endpoints_only: true }
+        Event {
+            names: vec![name],
+            endpoints_only: true,
+        }
     }
 
     /// Runs the pipeline; each applied change arrives with the milliseconds since the start.
@@ -178,9 +204,13 @@ mod tests {
         let changes = Changes::default();
         let (sender, receiver) = mpsc::unbounded_channel();
         let begin = Instant::now();
-        tokio::spawn(run(changes.clone(), Debounce::default(), async move |change| {
-            let _ = sender.send((begin.elapsed().as_millis(), change));
-        }));
+        tokio::spawn(run(
+            changes.clone(),
+            Debounce::default(),
+            async move |change| {
+                let _ = sender.send((begin.elapsed().as_millis(), change));
+            },
+        ));
         (changes, receiver)
     }
 
@@ -243,11 +273,15 @@ mod tests {
     async fn never_two_at_once() {
         let changes = Changes::default();
         let (sender, mut applied) = mpsc::unbounded_channel();
-        tokio::spawn(run(changes.clone(), Debounce::default(), async move |change: Event| {
-            let _ = sender.send(("begin", change.names.clone()));
-            pass(1000).await;
-            let _ = sender.send(("end", change.names));
-        }));
+        tokio::spawn(run(
+            changes.clone(),
+            Debounce::default(),
+            async move |change: Event| {
+                let _ = sender.send(("begin", change.names.clone()));
+                pass(1000).await;
+                let _ = sender.send(("end", change.names));
+            },
+        ));
         changes.submit(config("a"));
         pass(200).await;
         changes.submit(config("b"));

@@ -41,9 +41,7 @@ impl ResourceType {
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
             Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
             Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-            Self::Secret => {
-                "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-            }
+            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         }
     }
 
@@ -171,7 +169,10 @@ impl Difference {
         if Arc::ptr_eq(old, new) {
             return difference;
         }
-        let (mut old, mut new) = (old.resources.iter().peekable(), new.resources.iter().peekable());
+        let (mut old, mut new) = (
+            old.resources.iter().peekable(),
+            new.resources.iter().peekable(),
+        );
         loop {
             match (old.peek(), new.peek()) {
                 (Some(a), Some(b)) => match a.name.cmp(&b.name) {

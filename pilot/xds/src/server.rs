@@ -203,7 +203,11 @@ async fn speak(
     let proven = Arc::new(AtomicBool::new(false));
     let service = {
         let (shared, proven) = (shared.clone(), proven.clone());
-        let info = ConnectionInfo { peer, retire: retire.clone(), cut: cut.clone() };
+        let info = ConnectionInfo {
+            peer,
+            retire: retire.clone(),
+            cut: cut.clone(),
+        };
         hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
             if !proven.swap(true, Ordering::Relaxed) {
                 shared.unproven.leave(number);
@@ -224,7 +228,9 @@ async fn speak(
             .max_header_list_size(16 * 1024)
             .serve_connection(TokioIo::new(stream), service)
     );
-    let age = settings.max_age.map(|age| age.mul_f64(rand::random_range(0.9..1.1)));
+    let age = settings
+        .max_age
+        .map(|age| age.mul_f64(rand::random_range(0.9..1.1)));
     let mut end_of_life = pin!(async {
         match age {
             Some(age) => tokio::time::sleep(age).await,
@@ -259,7 +265,10 @@ async fn speak(
     }
     retire.cancel();
     connection.as_mut().graceful_shutdown();
-    if tokio::time::timeout(settings.age_grace, connection).await.is_err() {
+    if tokio::time::timeout(settings.age_grace, connection)
+        .await
+        .is_err()
+    {
         tracing::debug!(%peer, "streams did not end in time; connection cut");
     }
 }

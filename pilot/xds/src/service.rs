@@ -67,23 +67,32 @@ impl<S: ResourceSource> AggregatedDiscoveryService<S> {
         let engine = self.engine.clone();
         tokio::spawn(async move {
             let requests = Decoded(requests);
-            let served =
-                stream::serve(engine, variant, requests, connection, items.clone(), progress);
+            let served = stream::serve(
+                engine,
+                variant,
+                requests,
+                connection,
+                items.clone(),
+                progress,
+            );
             let status = served.await;
             // The client may be gone, or so stalled that there is no room; then the stream is reset instead.
             let _ = items.try_send(Item::End(status));
         });
         let mut response = http::Response::new(Body::new(body));
-        response
-            .headers_mut()
-            .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+        response.headers_mut().insert(
+            http::header::CONTENT_TYPE,
+            http::HeaderValue::from_static("application/grpc"),
+        );
         response
     }
 }
 
 impl<S: ResourceSource> Clone for AggregatedDiscoveryService<S> {
     fn clone(&self) -> Self {
-        Self { engine: self.engine.clone() }
+        Self {
+            engine: self.engine.clone(),
+        }
     }
 }
 
@@ -105,7 +114,13 @@ impl<S: ResourceSource> tower::Service<http::Request<Body>> for AggregatedDiscov
             .headers()
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let method = request
+            .uri()
+            .path()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         ready(Ok(match method.as_str() {
             _ if !is_grpc || request.method() != http::Method::POST => {
                 let mut response = http::Response::new(Body::empty());
@@ -148,9 +163,9 @@ impl<M: Message + Default> Decoder for MessageDecoder<M> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        M::decode(buffer).map(Some).map_err(|error| {
-            Status::invalid_argument(format!("not a discovery request: {error}"))
-        })
+        M::decode(buffer)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(format!("not a discovery request: {error}")))
     }
 }
 

@@ -76,16 +76,19 @@ struct View<'a, S: ResourceSource> {
 
 impl<S: ResourceSource> Lookup for View<'_, S> {
     fn collection(&self) -> Arc<Collection> {
-        self.source.collection(&self.published.world, self.proxy, self.ty)
+        self.source
+            .collection(&self.published.world, self.proxy, self.ty)
     }
 
     fn named(&self, names: &[Arc<str>]) -> Vec<Option<Resource>> {
-        self.source.named(&self.published.world, self.proxy, self.ty, names)
+        self.source
+            .named(&self.published.world, self.proxy, self.ty, names)
     }
 
     fn is_held(&self, name: &str) -> bool {
         let clusters = || {
-            self.source.collection(&self.published.world, self.proxy, ResourceType::Cluster)
+            self.source
+                .collection(&self.published.world, self.proxy, ResourceType::Cluster)
         };
         self.guarded && self.clusters.get_or_init(clusters).get(name).is_none()
     }
@@ -130,13 +133,18 @@ impl<S: ResourceSource> Session<S> {
 
     /// Whether every response was answered.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.subscriptions.iter().all(|subscription| subscription.in_flight.is_none())
+        self.subscriptions
+            .iter()
+            .all(|subscription| subscription.in_flight.is_none())
     }
 
     /// Whether the client has, and has answered, everything of world `number`.
     pub(crate) fn is_synced(&self, number: u64) -> bool {
         self.is_quiet()
-            && self.subscriptions.iter().all(|sub| !sub.wants(number) && !sub.leftover)
+            && self
+                .subscriptions
+                .iter()
+                .all(|sub| !sub.wants(number) && !sub.leftover)
     }
 
     /// When the next wait for an answer runs out.
@@ -186,7 +194,9 @@ impl<S: ResourceSource> Session<S> {
         }
         if let Some(proxy) = another {
             self.proxy = Arc::new(proxy);
-            self.subscriptions.iter_mut().for_each(Subscription::invalidate);
+            self.subscriptions
+                .iter_mut()
+                .for_each(Subscription::invalidate);
         }
         self.attached = published.number;
     }
@@ -205,12 +215,19 @@ impl<S: ResourceSource> Session<S> {
         ty: ResourceType,
         guarded: bool,
     ) -> View<'a, S> {
-        View { source, published, proxy, ty, guarded, clusters: OnceCell::new() }
+        View {
+            source,
+            published,
+            proxy,
+            ty,
+            guarded,
+            clusters: OnceCell::new(),
+        }
     }
 
     fn evaluate(&mut self, published: &Published<S>, ty: ResourceType) -> Option<Payload> {
-        let guarded = ty == ResourceType::Endpoint
-            && self.subscription(ResourceType::Cluster).is_wildcard();
+        let guarded =
+            ty == ResourceType::Endpoint && self.subscription(ResourceType::Cluster).is_wildcard();
         let subscription = &mut self.subscriptions[ty.index()];
         if !subscription.wants(published.number) {
             return None;

@@ -98,7 +98,10 @@ pub struct Clients<P> {
 
 impl<P> Default for Clients<P> {
     fn default() -> Self {
-        Self { clients: RwLock::default(), counter: AtomicU64::new(1) }
+        Self {
+            clients: RwLock::default(),
+            counter: AtomicU64::new(1),
+        }
     }
 }
 
@@ -137,10 +140,18 @@ impl<P> Clients<P> {
             peer,
             connected: jiff::Timestamp::now(),
             variant,
-            state: Mutex::new(State { proxy, types: Default::default(), synced: 0 }),
+            state: Mutex::new(State {
+                proxy,
+                types: Default::default(),
+                synced: 0,
+            }),
         });
         self.clients.write().insert(number, client.clone());
-        Entry { number, client, clients: self.clone() }
+        Entry {
+            number,
+            client,
+            clients: self.clone(),
+        }
     }
 }
 

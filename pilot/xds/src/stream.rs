@@ -66,12 +66,27 @@ pub(crate) async fn serve<S: ResourceSource>(
             "the first request of a stream carries no node; Envoy's node.id and node.metadata are needed",
         );
     };
-    let mut stream = match Stream::enter(engine, variant, node, &published, &connection, items, progress) {
+    let mut stream = match Stream::enter(
+        engine,
+        variant,
+        node,
+        &published,
+        &connection,
+        items,
+        progress,
+    ) {
         Ok(stream) => stream,
         Err(status) => return status,
     };
-    tracing::info!(client = stream.entry.client.id, peer = connection.peer, ?variant, "connected");
-    let status = stream.run(first, &mut requests, &connection, published).await;
+    tracing::info!(
+        client = stream.entry.client.id,
+        peer = connection.peer,
+        ?variant,
+        "connected"
+    );
+    let status = stream
+        .run(first, &mut requests, &connection, published)
+        .await;
     let client = &stream.entry.client;
     tracing::info!(client = client.id, code = ?status.code(), reason = status.message(), "disconnected");
     stream.leave();
@@ -101,7 +116,9 @@ async fn open<S: ResourceSource>(
         () = items.closed() => return Ok(None),
     };
     // The publisher lives as long as the process.
-    let Some(published) = published else { return Err(retired()) };
+    let Some(published) = published else {
+        return Err(retired());
+    };
     Ok(Some((first, published)))
 }
 
@@ -134,13 +151,17 @@ impl<S: ResourceSource> Stream<S> {
         items: mpsc::Sender<Item>,
         progress: Arc<Progress>,
     ) -> Result<Self, Status> {
-        let proxy = engine.source.attach(&published.world, node).map_err(|error| {
-            tracing::warn!(node = node.id, peer = connection.peer, %error, "refused a node");
-            Status::invalid_argument(error.to_string())
-        })?;
+        let proxy = engine
+            .source
+            .attach(&published.world, node)
+            .map_err(|error| {
+                tracing::warn!(node = node.id, peer = connection.peer, %error, "refused a node");
+                Status::invalid_argument(error.to_string())
+            })?;
         let proxy = Arc::new(proxy);
-        let entry =
-            engine.clients.enter(&node.id, connection.peer.clone(), variant, proxy.clone());
+        let entry = engine
+            .clients
+            .enter(&node.id, connection.peer.clone(), variant, proxy.clone());
         engine.metrics.clients.inc();
         let wait = engine.settings.answer_wait;
         let session = Session::new(engine.source.clone(), proxy, published, variant, wait);
@@ -225,7 +246,12 @@ impl<S: ResourceSource> Stream<S> {
         };
         let nonce = nonce.clone();
         let received = self.session.request(ty, &request);
-        tracing::trace!(client = self.entry.client.id, ty = ty.short(), ?received, "request");
+        tracing::trace!(
+            client = self.entry.client.id,
+            ty = ty.short(),
+            ?received,
+            "request"
+        );
         let metrics = &self.engine.metrics;
         let subscription = self.session.subscription(ty);
         let node = &self.entry.client.node_id;
@@ -288,7 +314,9 @@ impl<S: ResourceSource> Stream<S> {
         let before = self.session.proxy().clone();
         loop {
             let begun = Instant::now();
-            let Some(outgoing) = self.session.next(published, begun) else { break };
+            let Some(outgoing) = self.session.next(published, begun) else {
+                break;
+            };
             self.send(published, outgoing, begun)?;
         }
         if !Arc::ptr_eq(&before, self.session.proxy()) {
@@ -317,8 +345,10 @@ impl<S: ResourceSource> Stream<S> {
             identifier: &self.engine.settings.identifier,
             removed: &payload.removed,
         };
-        let message =
-            self.engine.assembler.message(self.variant, ty, &head, &payload.resources);
+        let message = self
+            .engine
+            .assembler
+            .message(self.variant, ty, &head, &payload.resources);
         let bytes = message.len() as u64;
         tracing::debug!(
             client = self.entry.client.id,
@@ -332,14 +362,20 @@ impl<S: ResourceSource> Stream<S> {
             "push"
         );
         // At most one response per type is on its way and the channel has room for one of each.
-        self.items.try_send(Item::Message(message)).map_err(|_| {
-            Status::cancelled("the client is gone")
-        })?;
+        self.items
+            .try_send(Item::Message(message))
+            .map_err(|_| Status::cancelled("the client is gone"))?;
         let metrics = &self.engine.metrics;
         let label = TypeLabel { r#type: ty.short() };
         metrics.pushes.get_or_create(&label).inc();
-        metrics.push_time.get_or_create(&label).observe(begun.elapsed().as_secs_f64());
-        metrics.resources.get_or_create(&label).inc_by(payload.resources.len() as u64);
+        metrics
+            .push_time
+            .get_or_create(&label)
+            .observe(begun.elapsed().as_secs_f64());
+        metrics
+            .resources
+            .get_or_create(&label)
+            .inc_by(payload.resources.len() as u64);
         metrics.bytes.get_or_create(&label).inc_by(bytes);
         self.entry.client.update(ty, |status| {
             status.nonce_sent.clone_from(&nonce);
@@ -361,12 +397,16 @@ impl<S: ResourceSource> Stream<S> {
         if self.stall.is_none_or(|(before, _)| before != taken) {
             self.stall = Some((taken, now));
         }
-        let stalled = self.stall.map(|(_, since)| since + self.engine.settings.write_timeout);
+        let stalled = self
+            .stall
+            .map(|(_, since)| since + self.engine.settings.write_timeout);
         answer.into_iter().chain(stalled).min()
     }
 
     fn check_progress(&mut self) -> Result<(), Status> {
-        let Some((taken, since)) = self.stall else { return Ok(()) };
+        let Some((taken, since)) = self.stall else {
+            return Ok(());
+        };
         let Settings { write_timeout, .. } = self.engine.settings;
         if taken == self.progress.taken() && since.elapsed() >= write_timeout {
             self.engine.metrics.write_timeout.inc();
@@ -382,7 +422,9 @@ impl<S: ResourceSource> Stream<S> {
         let client = &self.entry.client;
         for ty in ResourceType::ALL {
             let former = client.status(ty).error;
-            self.engine.metrics.reject(ty, &client.node_id, former.as_deref(), None);
+            self.engine
+                .metrics
+                .reject(ty, &client.node_id, former.as_deref(), None);
         }
     }
 }

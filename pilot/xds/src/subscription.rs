@@ -144,7 +144,11 @@ impl Subscription {
     /// How many resources the client holds from us.
     pub(crate) fn held(&self) -> usize {
         self.known.resources().len()
-            + self.names.values().filter(|sent| matches!(sent, Sent::Version(_))).count()
+            + self
+                .names
+                .values()
+                .filter(|sent| matches!(sent, Sent::Version(_)))
+                .count()
     }
 
     /// Looks at everything anew, because the proxy is another one than it was.
@@ -194,12 +198,14 @@ impl Subscription {
     }
 
     fn set_names(&mut self, wanted: &[String]) {
-        let everything = wanted.iter().any(|name| name == WILDCARD)
-            || (wanted.is_empty() && !self.was_explicit);
+        let everything =
+            wanted.iter().any(|name| name == WILDCARD) || (wanted.is_empty() && !self.was_explicit);
         self.set_wildcard(everything && self.ty.is_whole());
         let explicit = wanted.iter().filter(|name| *name != WILDCARD);
         if explicit.clone().count() == self.names.len()
-            && explicit.clone().all(|name| self.names.contains_key(name.as_str()))
+            && explicit
+                .clone()
+                .all(|name| self.names.contains_key(name.as_str()))
         {
             return;
         }
@@ -237,7 +243,11 @@ impl Subscription {
             Received::Subscribed
         } else if request.response_nonce.is_empty() {
             Received::Updated
-        } else if self.in_flight.as_ref().is_some_and(|f| f.nonce == request.response_nonce) {
+        } else if self
+            .in_flight
+            .as_ref()
+            .is_some_and(|f| f.nonce == request.response_nonce)
+        {
             self.answered(request.error_detail.as_ref())
         } else {
             Received::Stale
@@ -318,7 +328,10 @@ impl Subscription {
         payload: &mut Payload,
     ) -> bool {
         let target = lookup.collection();
-        let Difference { mut changed, removed } = Difference::between(&self.known, &target);
+        let Difference {
+            mut changed,
+            removed,
+        } = Difference::between(&self.known, &target);
         // Explicit names inside the wildcard are covered by it; being asked for them again means sending them again.
         for name in std::mem::take(&mut self.due) {
             match target.get(&name) {
@@ -340,7 +353,10 @@ impl Subscription {
         if !something {
             return false;
         }
-        payload.changed = changed.iter().map(|resource| resource.name.clone()).collect();
+        payload.changed = changed
+            .iter()
+            .map(|resource| resource.name.clone())
+            .collect();
         let next = if self.leftover {
             let all = target.resources().iter().cloned().chain(removed);
             Arc::new(Collection::new(all.collect()))
@@ -387,18 +403,28 @@ impl Subscription {
         let mut look: Vec<Arc<str>> = match touched {
             Touched::Nothing => Vec::new(),
             Touched::Everything => self.names.keys().cloned().collect(),
-            Touched::Names(some) if some.len() < self.names.len() => {
-                some.iter().filter(|name| self.names.contains_key(*name)).cloned().collect()
-            }
-            Touched::Names(some) => {
-                self.names.keys().filter(|name| some.contains(*name)).cloned().collect()
-            }
+            Touched::Names(some) if some.len() < self.names.len() => some
+                .iter()
+                .filter(|name| self.names.contains_key(*name))
+                .cloned()
+                .collect(),
+            Touched::Names(some) => self
+                .names
+                .keys()
+                .filter(|name| some.contains(*name))
+                .cloned()
+                .collect(),
         };
         if look.is_empty() {
             look.extend(self.due.iter().cloned());
         } else if !self.due.is_empty() {
             let seen: HashSet<Arc<str>> = look.iter().cloned().collect();
-            look.extend(self.due.iter().filter(|name| !seen.contains(*name)).cloned());
+            look.extend(
+                self.due
+                    .iter()
+                    .filter(|name| !seen.contains(*name))
+                    .cloned(),
+            );
         }
         self.due.clear();
         if look.is_empty() {
@@ -412,7 +438,9 @@ impl Subscription {
         let resources = lookup.named(&look);
         let mut differs = false;
         for (name, resource) in look.iter().zip(resources) {
-            let Some(sent) = self.names.get_mut(name) else { continue };
+            let Some(sent) = self.names.get_mut(name) else {
+                continue;
+            };
             match resource {
                 Some(resource) if *sent == Sent::Version(resource.version) => {}
                 // What the client has stays as it is until its cluster is removed.

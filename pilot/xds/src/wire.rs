@@ -132,13 +132,19 @@ impl Assembler {
         resources: &[Resource],
         size: usize,
     ) -> Bytes {
-        let key = self.hasher.hash_one((variant, ty, size, HashedSlice(resources)));
+        let key = self
+            .hasher
+            .hash_one((variant, ty, size, HashedSlice(resources)));
         if let Some(run) = self.runs.lock().get(&key).and_then(Weak::upgrade) {
             return Bytes::from_owner(RunOwner(run));
         }
         let mut buffer = Vec::with_capacity(size);
         encode_run(&mut buffer, variant, ty, resources);
-        debug_assert_eq!(buffer.len(), size, "the length was computed for another encoding");
+        debug_assert_eq!(
+            buffer.len(),
+            size,
+            "the length was computed for another encoding"
+        );
         let run = Arc::new(SharedRun(buffer));
         let mut runs = self.runs.lock();
         if runs.len() >= runs.capacity() {
@@ -256,12 +262,20 @@ mod tests {
     }
 
     fn head<'a>(removed: &'a [Arc<str>]) -> Head<'a> {
-        Head { version: "v/1", nonce: "n", identifier: "pilot-0", removed }
+        Head {
+            version: "v/1",
+            nonce: "n",
+            identifier: "pilot-0",
+            removed,
+        }
     }
 
     #[test]
     fn envoy_reads_what_we_assemble() {
-        let resources = [Resource::new("a", vec![1u8; 300]), Resource::new("b", Vec::<u8>::new())];
+        let resources = [
+            Resource::new("a", vec![1u8; 300]),
+            Resource::new("b", Vec::<u8>::new()),
+        ];
         let assembler = Assembler::default();
         let sotw: DiscoveryResponse = decode(&assembler.message(
             Variant::Sotw,
@@ -269,7 +283,10 @@ mod tests {
             &head(&[]),
             &resources,
         ));
-        assert_eq!((sotw.version_info.as_str(), sotw.nonce.as_str()), ("v/1", "n"));
+        assert_eq!(
+            (sotw.version_info.as_str(), sotw.nonce.as_str()),
+            ("v/1", "n")
+        );
         assert_eq!(sotw.type_url, ResourceType::Cluster.type_url());
         assert_eq!(sotw.control_plane.unwrap().identifier, "pilot-0");
         assert_eq!(sotw.resources.len(), 2);
@@ -286,13 +303,24 @@ mod tests {
         assert_eq!(delta.removed_resources, ["gone"]);
         assert_eq!(delta.resources[0].name, "a");
         assert_eq!(delta.resources[0].version, resources[0].version.to_string());
-        assert_eq!(delta.resources[0].resource.as_ref().unwrap().value, [1u8; 300]);
+        assert_eq!(
+            delta.resources[0].resource.as_ref().unwrap().value,
+            [1u8; 300]
+        );
         assert_eq!(delta.control_plane.unwrap().identifier, "pilot-0");
     }
 
     fn many(changed: Option<usize>) -> Vec<Resource> {
-        let body = |i| if Some(i) == changed { vec![1u8; 500] } else { vec![0u8; 500] };
-        (0..1000).map(|i| Resource::new(format!("cluster-{i:04}"), body(i))).collect()
+        let body = |i| {
+            if Some(i) == changed {
+                vec![1u8; 500]
+            } else {
+                vec![0u8; 500]
+            }
+        };
+        (0..1000)
+            .map(|i| Resource::new(format!("cluster-{i:04}"), body(i)))
+            .collect()
     }
 
     #[test]
@@ -304,9 +332,18 @@ mod tests {
             &many(None),
         );
         assert!(message.chunks.len() > 5, "{}", message.chunks.len());
-        let names: Vec<String> =
-            decode::<DeltaDiscoveryResponse>(&message).resources.into_iter().map(|r| r.name).collect();
-        assert_eq!(names, many(None).iter().map(|r| r.name.to_string()).collect::<Vec<_>>());
+        let names: Vec<String> = decode::<DeltaDiscoveryResponse>(&message)
+            .resources
+            .into_iter()
+            .map(|r| r.name)
+            .collect();
+        assert_eq!(
+            names,
+            many(None)
+                .iter()
+                .map(|r| r.name.to_string())
+                .collect::<Vec<_>>()
+        );
     }
 
     #[test]
@@ -317,17 +354,38 @@ mod tests {
         };
         // Bytes of `a` that are not also bytes of `b`.
         let private = |a: &Message, b: &Message| -> usize {
-            let shared = |chunk: &&Bytes| b.chunks.iter().any(|other| other.as_ptr() == chunk.as_ptr());
-            a.chunks.iter().filter(|chunk| !shared(chunk)).map(Bytes::len).sum()
+            let shared = |chunk: &&Bytes| {
+                b.chunks
+                    .iter()
+                    .any(|other| other.as_ptr() == chunk.as_ptr())
+            };
+            a.chunks
+                .iter()
+                .filter(|chunk| !shared(chunk))
+                .map(Bytes::len)
+                .sum()
         };
-        let (first, second, other) = (message(&many(None)), message(&many(None)), message(&many(Some(500))));
+        let (first, second, other) = (
+            message(&many(None)),
+            message(&many(None)),
+            message(&many(Some(500))),
+        );
         assert!(first.len() > 500_000);
-        assert!(private(&first, &second) < first.len() / 5, "only heads and short runs are private");
-        assert!(private(&other, &first) < first.len() / 2, "one run more differs");
+        assert!(
+            private(&first, &second) < first.len() / 5,
+            "only heads and short runs are private"
+        );
+        assert!(
+            private(&other, &first) < first.len() / 2,
+            "one run more differs"
+        );
         drop((first, second, other));
         for i in 0..1000 {
             let _ = message(&many(Some(i)));
         }
-        assert!(assembler.runs.lock().len() < 200, "runs that nobody writes are forgotten");
+        assert!(
+            assembler.runs.lock().len() < 200,
+            "runs that nobody writes are forgotten"
+        );
     }
 }

@@ -8,8 +8,8 @@ use std::{collections::VecDeque, sync::Arc};
 
 use tokio::{sync::watch, time::Instant};
 
-use crate::source::{ResourceSource, Touched};
 use crate::resource::ResourceType;
+use crate::source::{ResourceSource, Touched};
 
 /// How many changes back a stream can catch up by name; one further behind looks at everything.
 const HISTORY: usize = 128;
@@ -71,7 +71,9 @@ pub struct Publisher<S: ResourceSource> {
 
 impl<S: ResourceSource> Default for Publisher<S> {
     fn default() -> Self {
-        Self { sender: watch::Sender::new(None) }
+        Self {
+            sender: watch::Sender::new(None),
+        }
     }
 }
 

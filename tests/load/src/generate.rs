@@ -31,7 +31,12 @@ pub(crate) fn host(number: usize) -> String {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     write(&args.dir, args.services, args.endpoints)?;
-    println!("{} services with {} endpoints each in {}", args.services, args.endpoints, args.dir.display());
+    println!(
+        "{} services with {} endpoints each in {}",
+        args.services,
+        args.endpoints,
+        args.dir.display()
+    );
     Ok(())
 }
 
@@ -40,7 +45,10 @@ pub(crate) fn write(dir: &Path, services: usize, endpoints: usize) -> anyhow::Re
     std::fs::create_dir_all(dir).with_context(|| format!("--dir {}", dir.display()))?;
     let all: Vec<usize> = (1..services).collect();
     for (index, chunk) in all.chunks(PER_FILE).enumerate() {
-        let text: String = chunk.iter().map(|number| service_entry(*number, endpoints)).collect();
+        let text: String = chunk
+            .iter()
+            .map(|number| service_entry(*number, endpoints))
+            .collect();
         replace(&dir.join(format!("services-{index:03}.yaml")), &text)?;
     }
     write_first(dir, endpoints)

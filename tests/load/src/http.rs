@@ -54,9 +54,19 @@ struct Outcome {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let authority = args.url.authority().context("the URL names no host; expected http://HOST:PORT/PATH")?;
-    anyhow::ensure!(args.url.scheme_str() == Some("http"), "only http:// URLs are supported");
-    let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+    let authority = args
+        .url
+        .authority()
+        .context("the URL names no host; expected http://HOST:PORT/PATH")?;
+    anyhow::ensure!(
+        args.url.scheme_str() == Some("http"),
+        "only http:// URLs are supported"
+    );
+    let address = format!(
+        "{}:{}",
+        authority.host(),
+        authority.port_u16().unwrap_or(80)
+    );
     let before = args.server_pid.map(process::usage).transpose()?;
     let begun = Instant::now();
     let until = begun + Duration::from_secs_f64(args.duration);
@@ -77,18 +87,28 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     let took = begun.elapsed().as_secs_f64();
     let after = args.server_pid.map(process::usage).transpose()?;
-    let cpu = before.zip(after).map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
+    let cpu = before
+        .zip(after)
+        .map(|(before, after)| after.cpu_seconds - before.cpu_seconds);
     print(&args, all, took, cpu, after);
     Ok(())
 }
 
-fn print(args: &Args, mut all: Outcome, took: f64, cpu: Option<f64>, after: Option<process::Usage>) {
+fn print(
+    args: &Args,
+    mut all: Outcome,
+    took: f64,
+    cpu: Option<f64>,
+    after: Option<process::Usage>,
+) {
     all.latencies.sort_unstable();
     let total: u64 = all.by_status.values().sum();
     let rate = total as f64 / took;
     let quantile = |q: f64| {
         let at = (all.latencies.len() as f64 * q) as usize;
-        let latency = all.latencies.get(at.min(all.latencies.len().saturating_sub(1)));
+        let latency = all
+            .latencies
+            .get(at.min(all.latencies.len().saturating_sub(1)));
         latency.map_or(0.0, |latency| latency.as_secs_f64() * 1000.0)
     };
     let (p50, p99) = (quantile(0.5), quantile(0.99));
@@ -114,12 +134,24 @@ fn print(args: &Args, mut all: Outcome, took: f64, cpu: Option<f64>, after: Opti
         Row::new("p50", p50, "ms"),
         Row::new("p99", p99, "ms"),
     ];
-    rows.extend(all.by_status.iter().map(|(status, count)| Row::new(status.clone(), *count as f64, "")));
+    rows.extend(
+        all.by_status
+            .iter()
+            .map(|(status, count)| Row::new(status.clone(), *count as f64, "")),
+    );
     rows.extend(per_thousand.map(|cpu| Row::new("server CPU per 1000", cpu, "s")));
-    println!("{}", render(&format!("{} × {}", args.connections, args.url), &rows));
+    println!(
+        "{}",
+        render(&format!("{} × {}", args.connections, args.url), &rows)
+    );
 }
 
-async fn worker(args: Args, address: String, until: Instant, share: u64) -> anyhow::Result<Outcome> {
+async fn worker(
+    args: Args,
+    address: String,
+    until: Instant,
+    share: u64,
+) -> anyhow::Result<Outcome> {
     let mut outcome = Outcome::default();
     let mut sender = None;
     let timeout = Duration::from_secs_f64(args.timeout);
@@ -161,17 +193,33 @@ async fn request(args: &Args, address: &str, kept: &mut Option<Sender>) -> Resul
         Some(sender) => sender,
         None => connect(address).await?,
     };
-    let path = args.url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    let host = args.host.as_deref().or(args.url.authority().map(|a| a.as_str())).unwrap_or_default();
+    let path = args
+        .url
+        .path_and_query()
+        .map_or("/", http::uri::PathAndQuery::as_str);
+    let host = args
+        .host
+        .as_deref()
+        .or(args.url.authority().map(|a| a.as_str()))
+        .unwrap_or_default();
     let mut request = http::Request::get(path).header("host", host);
     for header in &args.headers {
-        let (name, value) = header.split_once(':').ok_or_else(|| format!("bad header {header:?}"))?;
+        let (name, value) = header
+            .split_once(':')
+            .ok_or_else(|| format!("bad header {header:?}"))?;
         request = request.header(name.trim(), value.trim());
     }
-    let request = request.body(Empty::new()).map_err(|error| error.to_string())?;
-    sender.ready().await.map_err(|_| "connection closed".to_owned())?;
-    let mut response =
-        sender.send_request(request).await.map_err(|_| "connection closed".to_owned())?;
+    let request = request
+        .body(Empty::new())
+        .map_err(|error| error.to_string())?;
+    sender
+        .ready()
+        .await
+        .map_err(|_| "connection closed".to_owned())?;
+    let mut response = sender
+        .send_request(request)
+        .await
+        .map_err(|_| "connection closed".to_owned())?;
     let status = response.status().as_u16().to_string();
     while let Some(frame) = response.frame().await {
         frame.map_err(|_| "body cut off".to_owned())?;
@@ -181,7 +229,9 @@ async fn request(args: &Args, address: &str, kept: &mut Option<Sender>) -> Resul
 }
 
 async fn connect(address: &str) -> Result<Sender, String> {
-    let stream = TcpStream::connect(address).await.map_err(|_| "connect refused".to_owned())?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|_| "connect refused".to_owned())?;
     let _ = stream.set_nodelay(true);
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await

@@ -22,8 +22,9 @@ pub(crate) struct Usage {
 pub(crate) fn usage(pid: u32) -> anyhow::Result<Usage> {
     let read = |file: &str| {
         let path = format!("/proc/{pid}/{file}");
-        std::fs::read_to_string(&path)
-            .with_context(|| format!("--server-pid {pid}: cannot read {path}; is the server still running?"))
+        std::fs::read_to_string(&path).with_context(|| {
+            format!("--server-pid {pid}: cannot read {path}; is the server still running?")
+        })
     };
     parse(&read("stat")?, &read("status")?)
         .with_context(|| format!("--server-pid {pid}: unexpected format of /proc"))
@@ -35,7 +36,14 @@ fn parse(stat: &str, status: &str) -> Option<Usage> {
     let ticks = |index: usize| fields.get(index)?.parse::<f64>().ok();
     let bytes = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+        Some(
+            line.trim()
+                .trim_end_matches("kB")
+                .trim()
+                .parse::<u64>()
+                .ok()?
+                * 1024,
+        )
     };
     Some(Usage {
         cpu_seconds: (ticks(11)? + ticks(12)?) / TICKS,
@@ -59,6 +67,13 @@ mod tests {
     fn a_command_with_parentheses_is_no_trouble() {
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0";
         let usage = parse(stat, "VmHWM:\t  20 kB\nVmRSS:\t  10 kB\n").unwrap();
-        assert_eq!(usage, Usage { cpu_seconds: 2.0, rss_bytes: 10_240, peak_rss_bytes: 20_480 });
+        assert_eq!(
+            usage,
+            Usage {
+                cpu_seconds: 2.0,
+                rss_bytes: 10_240,
+                peak_rss_bytes: 20_480
+            }
+        );
     }
 }

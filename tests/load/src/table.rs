@@ -10,7 +10,12 @@ pub(crate) struct Row {
 
 impl Row {
     pub(crate) fn new(what: impl Into<String>, measured: f64, unit: &'static str) -> Self {
-        Self { what: what.into(), measured, unit, goal: None }
+        Self {
+            what: what.into(),
+            measured,
+            unit,
+            goal: None,
+        }
     }
 
     /// At most this much.
@@ -30,17 +35,32 @@ impl Row {
 
 /// Lays rows out in columns.
 pub(crate) fn render(title: &str, rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(0).max(4);
+    let width = rows
+        .iter()
+        .map(|row| row.what.chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(4);
     let number = |value: f64| match value {
         v if v >= 100.0 => format!("{v:.0}"),
         v if v >= 1.0 => format!("{v:.2}"),
         v => format!("{v:.3}"),
     };
-    let mut out = format!("{title}\n{:width$}  {:>12}  {:>12}\n", "", "measured", "goal");
+    let mut out = format!(
+        "{title}\n{:width$}  {:>12}  {:>12}\n",
+        "", "measured", "goal"
+    );
     for row in rows {
         let measured = format!("{} {}", number(row.measured), row.unit);
-        let goal = row.goal.map(|goal| format!("≤ {} {}", number(goal), row.unit)).unwrap_or_default();
-        let line = format!("{:width$}  {measured:>12}  {goal:>12}  {}", row.what, row.verdict());
+        let goal = row
+            .goal
+            .map(|goal| format!("≤ {} {}", number(goal), row.unit))
+            .unwrap_or_default();
+        let line = format!(
+            "{:width$}  {measured:>12}  {goal:>12}  {}",
+            row.what,
+            row.verdict()
+        );
         out += line.trim_end();
         out.push('\n');
     }
@@ -59,8 +79,16 @@ mod tests {
             Row::new("rate", 5.5, "/s"),
         ];
         let text = render("Pilot", &rows);
-        assert!(text.contains("first config       0.250 s     ≤ 0.400 s  reached"), "{text}");
+        assert!(
+            text.contains("first config       0.250 s     ≤ 0.400 s  reached"),
+            "{text}"
+        );
         assert!(text.contains("120 MB") && text.contains("missed"), "{text}");
-        assert!(text.lines().last().is_some_and(|line| line.ends_with("5.50 /s")), "{text}");
+        assert!(
+            text.lines()
+                .last()
+                .is_some_and(|line| line.ends_with("5.50 /s")),
+            "{text}"
+        );
     }
 }

@@ -51,7 +51,10 @@ async fn clusters_leave_last() {
     let server = Server::start(shop()).await;
     let mut client = settled(&server).await;
     server.change(|w| {
-        w.remove(Cluster, "a").remove(Endpoint, "a").set(Cluster, "b", "2").set(Route, "80", "2")
+        w.remove(Cluster, "a")
+            .remove(Endpoint, "a")
+            .set(Cluster, "b", "2")
+            .set(Route, "80", "2")
     });
     let clusters = client.expect(Cluster, &["b=2"], &[]).await;
     // The changed cluster's endpoints again; those of the one that leaves are not touched.
@@ -84,12 +87,17 @@ async fn a_reconnect_brings_only_the_difference() {
     let server = Server::start(shop()).await;
     drop(settled(&server).await);
     server.change(|w| {
-        w.set(Cluster, "b", "2").remove(Cluster, "a").set(Cluster, "c", "1").set(Endpoint, "c", "1")
+        w.set(Cluster, "b", "2")
+            .remove(Cluster, "a")
+            .set(Cluster, "c", "1")
+            .set(Endpoint, "c", "1")
     });
     let mut client = server.delta().await;
     client.resume(Cluster, &[], &[("a", "1"), ("b", "1")]).await;
     let clusters = client.expect(Cluster, &["b=2", "c=1"], &[]).await;
-    client.resume(Endpoint, &["a", "b"], &[("a", "1"), ("b", "1")]).await;
+    client
+        .resume(Endpoint, &["a", "b"], &[("a", "1"), ("b", "1")])
+        .await;
     client.resume(Route, &["80"], &[("80", "1")]).await;
     client.ack(&clusters).await;
     let clusters = client.expect(Cluster, &[], &["a"]).await;
@@ -101,8 +109,12 @@ async fn a_reconnect_brings_only_the_difference() {
 async fn a_changed_cluster_after_a_reconnect_gets_its_endpoints() {
     let server = Server::start(shop()).await;
     let mut client = server.delta().await;
-    client.resume(Endpoint, &["a", "b"], &[("a", "1"), ("b", "1")]).await;
-    client.resume(Cluster, &[], &[("a", "old"), ("b", "1")]).await;
+    client
+        .resume(Endpoint, &["a", "b"], &[("a", "1"), ("b", "1")])
+        .await;
+    client
+        .resume(Cluster, &[], &[("a", "old"), ("b", "1")])
+        .await;
     client.expect(Cluster, &["a=1"], &[]).await;
     client.expect(Endpoint, &["a=1"], &[]).await;
 }
@@ -112,7 +124,9 @@ async fn versions_of_somebody_else_are_no_reason_to_hold_back() {
     let server = Server::start(shop()).await;
     let mut client = server.delta().await;
     let mut request = delta_request(Route, &["80"], &[]);
-    request.initial_resource_versions.insert("80".into(), "2026-01-01/7".into());
+    request
+        .initial_resource_versions
+        .insert("80".into(), "2026-01-01/7".into());
     client.send(request).await;
     client.expect(Route, &["80=1"], &[]).await;
 }

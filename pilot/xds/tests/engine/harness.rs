@@ -18,8 +18,8 @@ use envoy_types::pb::{
     google::rpc::Status as RpcStatus,
 };
 use pilot_xds::{
-    AggregatedDiscoveryService, Change, Collection, Engine, Metrics, NodeError, Publisher, Resource,
-    ResourceSource, ResourceType, Settings, Touched,
+    AggregatedDiscoveryService, Change, Collection, Engine, Metrics, NodeError, Publisher,
+    Resource, ResourceSource, ResourceType, Settings, Touched,
     server::{self, ServerSettings},
 };
 use tokio::{net::TcpListener, sync::mpsc};
@@ -35,7 +35,10 @@ pub(crate) struct World(pub BTreeMap<ResourceType, BTreeMap<String, Vec<u8>>>);
 
 impl World {
     pub(crate) fn set(mut self, ty: ResourceType, name: &str, body: &str) -> Self {
-        self.0.entry(ty).or_default().insert(name.into(), body.into());
+        self.0
+            .entry(ty)
+            .or_default()
+            .insert(name.into(), body.into());
         self
     }
 
@@ -95,16 +98,17 @@ impl ResourceSource for Source {
     fn touched(&self, _: &String, ty: ResourceType, change: &Delta) -> Touched {
         match change.0.get(&ty) {
             None => Touched::Nothing,
-            Some(names) => {
-                Touched::Names(Arc::new(names.iter().map(|name| name.as_str().into()).collect()))
-            }
+            Some(names) => Touched::Names(Arc::new(
+                names.iter().map(|name| name.as_str().into()).collect(),
+            )),
         }
     }
 
     fn collection(&self, world: &World, _: &String, ty: ResourceType) -> Arc<Collection> {
         let all = world.0.get(&ty).into_iter().flatten();
         Arc::new(Collection::new(
-            all.map(|(name, body)| Resource::new(name.as_str(), body.clone())).collect(),
+            all.map(|(name, body)| Resource::new(name.as_str(), body.clone()))
+                .collect(),
         ))
     }
 
@@ -118,9 +122,7 @@ impl ResourceSource for Source {
         let all = world.0.get(&ty);
         names
             .iter()
-            .map(|name| {
-                Some(Resource::new(name.clone(), all?.get(&**name)?.clone()))
-            })
+            .map(|name| Some(Resource::new(name.clone(), all?.get(&**name)?.clone())))
             .collect()
     }
 }
@@ -156,7 +158,10 @@ impl Server {
         let mut registry = prometheus_client::registry::Registry::default();
         let metrics = Metrics::new(&mut registry);
         let refused = metrics.connections_refused.clone();
-        let settings = Settings { identifier: "pilot-test".into(), ..settings };
+        let settings = Settings {
+            identifier: "pilot-test".into(),
+            ..settings
+        };
         let engine = Engine::new(Arc::new(Source), publisher.subscribe(), settings, metrics);
         let routes = Routes::new(AggregatedDiscoveryService::new(engine.clone()));
         let drain = CancellationToken::new();
@@ -191,7 +196,14 @@ impl Server {
 
     /// Waits until the only client has answered everything of world `number`.
     pub(crate) async fn synced(&self, number: u64) {
-        self.until(|| self.engine.clients().list().iter().all(|client| client.synced() == number)).await;
+        self.until(|| {
+            self.engine
+                .clients()
+                .list()
+                .iter()
+                .all(|client| client.synced() == number)
+        })
+        .await;
     }
 
     pub(crate) async fn until(&self, condition: impl Fn() -> bool) {
@@ -210,24 +222,35 @@ impl Server {
     }
 
     async fn channel(&self) -> AggregatedDiscoveryServiceClient<Channel> {
-        let channel =
-            Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
+        let channel = Channel::from_shared(format!("http://{}", self.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20)
     }
 
     pub(crate) async fn sotw(&self) -> Sotw {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = self.channel().await;
-        let responses =
-            client.stream_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
-        Sotw { requests, responses: responses.into_inner(), node: Some(node("sidecar~10.0.0.1~a.b~c")) }
+        let responses = client
+            .stream_aggregated_resources(ReceiverStream::new(receiver))
+            .await
+            .unwrap();
+        Sotw {
+            requests,
+            responses: responses.into_inner(),
+            node: Some(node("sidecar~10.0.0.1~a.b~c")),
+        }
     }
 
     pub(crate) async fn delta(&self) -> DeltaClient {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = self.channel().await;
-        let responses =
-            client.delta_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap();
+        let responses = client
+            .delta_aggregated_resources(ReceiverStream::new(receiver))
+            .await
+            .unwrap();
         DeltaClient {
             requests,
             responses: responses.into_inner(),
@@ -237,11 +260,16 @@ impl Server {
 }
 
 pub(crate) fn node(id: &str) -> Node {
-    Node { id: id.into(), ..Node::default() }
+    Node {
+        id: id.into(),
+        ..Node::default()
+    }
 }
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(20), future).await.expect("nothing happened for 20 s")
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("nothing happened for 20 s")
 }
 
 pub(crate) struct Sotw {
@@ -252,7 +280,10 @@ pub(crate) struct Sotw {
 
 impl Sotw {
     pub(crate) async fn send(&mut self, request: DiscoveryRequest) {
-        let request = DiscoveryRequest { node: self.node.take(), ..request };
+        let request = DiscoveryRequest {
+            node: self.node.take(),
+            ..request
+        };
         self.requests.send(request).await.unwrap();
     }
 
@@ -272,7 +303,10 @@ impl Sotw {
     /// The next response, which must be of this type; its bodies as text.
     pub(crate) async fn expect(&mut self, ty: ResourceType, bodies: &[&str]) -> DiscoveryResponse {
         let response = self.next().await;
-        assert_eq!((short(&response.type_url), texts(&response)), (ty.short(), bodies.iter().map(|s| s.to_string()).collect()));
+        assert_eq!(
+            (short(&response.type_url), texts(&response)),
+            (ty.short(), bodies.iter().map(|s| s.to_string()).collect())
+        );
         response
     }
 
@@ -290,7 +324,11 @@ impl Sotw {
         let ty = ResourceType::from_type_url(&response.type_url).unwrap();
         self.send(DiscoveryRequest {
             response_nonce: response.nonce.clone(),
-            error_detail: Some(RpcStatus { code: 3, message: why.into(), ..RpcStatus::default() }),
+            error_detail: Some(RpcStatus {
+                code: 3,
+                message: why.into(),
+                ..RpcStatus::default()
+            }),
             ..sotw_request(ty, names)
         })
         .await;
@@ -300,7 +338,12 @@ impl Sotw {
     pub(crate) async fn expect_nothing(&mut self) {
         self.ask(Secret, &["sentinel"]).await;
         let response = self.next().await;
-        assert_eq!(short(&response.type_url), "sds", "unexpected: {:?}", texts(&response));
+        assert_eq!(
+            short(&response.type_url),
+            "sds",
+            "unexpected: {:?}",
+            texts(&response)
+        );
         self.ack(&response, &[]).await;
         // An empty list after an explicit one subscribes to nothing, so the next sentinel is new again.
     }
@@ -319,7 +362,11 @@ pub(crate) fn short(type_url: &str) -> &'static str {
 }
 
 pub(crate) fn texts(response: &DiscoveryResponse) -> Vec<String> {
-    response.resources.iter().map(|any| String::from_utf8_lossy(&any.value).into_owned()).collect()
+    response
+        .resources
+        .iter()
+        .map(|any| String::from_utf8_lossy(&any.value).into_owned())
+        .collect()
 }
 
 pub(crate) struct DeltaClient {
@@ -330,7 +377,10 @@ pub(crate) struct DeltaClient {
 
 impl DeltaClient {
     pub(crate) async fn send(&mut self, request: DeltaDiscoveryRequest) {
-        let request = DeltaDiscoveryRequest { node: self.node.take(), ..request };
+        let request = DeltaDiscoveryRequest {
+            node: self.node.take(),
+            ..request
+        };
         self.requests.send(request).await.unwrap();
     }
 
@@ -345,15 +395,24 @@ impl DeltaClient {
     /// Subscribes as after a reconnect, with what it has.
     pub(crate) async fn resume(&mut self, ty: ResourceType, names: &[&str], have: &[(&str, &str)]) {
         let have = have.iter().map(|(name, body)| {
-            ((*name).to_owned(), pilot_xds::Version::of(body.as_bytes()).to_string())
+            (
+                (*name).to_owned(),
+                pilot_xds::Version::of(body.as_bytes()).to_string(),
+            )
         });
         let request = delta_request(ty, names, &[]);
-        self.send(DeltaDiscoveryRequest { initial_resource_versions: have.collect(), ..request })
-            .await;
+        self.send(DeltaDiscoveryRequest {
+            initial_resource_versions: have.collect(),
+            ..request
+        })
+        .await;
     }
 
     pub(crate) async fn next(&mut self) -> DeltaDiscoveryResponse {
-        within(self.responses.message()).await.unwrap().expect("the stream ended")
+        within(self.responses.message())
+            .await
+            .unwrap()
+            .expect("the stream ended")
     }
 
     /// The next response: its type, its `name=body`, what it removes.
@@ -373,7 +432,11 @@ impl DeltaClient {
             })
             .collect();
         assert_eq!(
-            (short(&response.type_url), got, response.removed_resources.clone()),
+            (
+                short(&response.type_url),
+                got,
+                response.removed_resources.clone()
+            ),
             (
                 ty.short(),
                 resources.iter().map(|s| s.to_string()).collect(),
@@ -396,7 +459,11 @@ impl DeltaClient {
         self.send(DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
-            error_detail: Some(RpcStatus { code: 3, message: why.into(), ..RpcStatus::default() }),
+            error_detail: Some(RpcStatus {
+                code: 3,
+                message: why.into(),
+                ..RpcStatus::default()
+            }),
             ..DeltaDiscoveryRequest::default()
         })
         .await;

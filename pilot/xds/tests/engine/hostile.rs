@@ -20,7 +20,9 @@ const METHOD: &str =
     "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 fn shop() -> World {
-    World::default().set(Cluster, "a", "cluster a").set(Secret, "sentinel", "s")
+    World::default()
+        .set(Cluster, "a", "cluster a")
+        .set(Secret, "sentinel", "s")
 }
 
 /// Posts raw bytes as a stream and returns its grpc-status and message.
@@ -37,10 +39,16 @@ async fn post(server: &Server, body: &[u8]) -> (String, String) {
         .unwrap();
     let response = within(sender.send_request(request)).await.unwrap();
     let headers = response.headers().clone();
-    let trailers = within(response.into_body().collect()).await.unwrap().trailers().cloned();
+    let trailers = within(response.into_body().collect())
+        .await
+        .unwrap()
+        .trailers()
+        .cloned();
     let all = trailers.unwrap_or(headers);
     let text = |name| {
-        all.get(name).map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default()
+        all.get(name)
+            .map(|v| v.to_str().unwrap().to_owned())
+            .unwrap_or_default()
     };
     (text("grpc-status"), text("grpc-message"))
 }
@@ -57,7 +65,10 @@ async fn garbage_is_refused_with_a_status() {
     // Not a protobuf message.
     let (status, message) = post(&server, b"\0\0\0\0\x04\xff\xff\xff\xff").await;
     assert_eq!(status, "3", "{message}");
-    assert!(message.contains("not%20a%20discovery%20request"), "{message}");
+    assert!(
+        message.contains("not%20a%20discovery%20request"),
+        "{message}"
+    );
     // No such compression flag.
     let (status, message) = post(&server, b"\x2a\0\0\0\x01x").await;
     assert_ne!(status, "0", "{message}");
@@ -77,7 +88,10 @@ async fn garbage_is_refused_with_a_status() {
 async fn what_is_not_http2_is_closed() {
     let server = Server::start(shop()).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
     let mut rest = Vec::new();
     // HTTP/2 frames that say goodbye, or a reset; but an end.
     let _ = within(stream.read_to_end(&mut rest)).await;
@@ -86,7 +100,10 @@ async fn what_is_not_http2_is_closed() {
 
 #[tokio::test]
 async fn silent_connections_cannot_keep_others_out() {
-    let limits = ServerSettings { max_unproven: 20, ..Default::default() };
+    let limits = ServerSettings {
+        max_unproven: 20,
+        ..Default::default()
+    };
     let server = Server::start_with(Settings::default(), limits).await;
     server.publish(shop());
     let mut silent = Vec::new();
@@ -107,11 +124,18 @@ async fn silence_is_not_for_ever() {
     // One that says nothing at all, and one that opens HTTP/2 and then says nothing.
     let mut mute = TcpStream::connect(server.address).await.unwrap();
     let mut polite = TcpStream::connect(server.address).await.unwrap();
-    polite.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    polite
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+        .await
+        .unwrap();
     let mut rest = Vec::new();
     let _ = mute.read_to_end(&mut rest).await;
     let _ = polite.read_to_end(&mut rest).await;
-    assert!(begun.elapsed() <= Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() <= Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,17 +148,19 @@ async fn a_stream_without_requests_ends() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_cut_and_delays_nobody() {
-    let settings = Settings { write_timeout: Duration::from_millis(300), ..Settings::default() };
+    let settings = Settings {
+        write_timeout: Duration::from_millis(300),
+        ..Settings::default()
+    };
     let server = Server::start_with(settings, ServerSettings::default()).await;
     let large = "x".repeat(4 << 20);
     server.publish(shop().set(Endpoint, "large", &large));
     let stream = TcpStream::connect(server.address).await.unwrap();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(1 << 16)
-            .handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(1 << 16)
+        .handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
     let connection = tokio::spawn(connection);
     let mut request = sotw_request(Endpoint, &["large"]);
     request.node = Some(node("sidecar~10.0.0.9~mute.b~c"));
@@ -147,12 +173,19 @@ async fn a_client_that_does_not_read_is_cut_and_delays_nobody() {
         .header("content-type", "application/grpc")
         .body(http_body_util::StreamBody::new(ReceiverStream::new(frames)))
         .unwrap();
-    keep_open.send(Ok::<_, Infallible>(Frame::data(Bytes::from(body)))).await.unwrap();
+    keep_open
+        .send(Ok::<_, Infallible>(Frame::data(Bytes::from(body))))
+        .await
+        .unwrap();
     let response = within(sender.send_request(request)).await.unwrap();
     // The response is held and never read.
     still_serves(&server).await;
     let _ = within(connection).await;
-    assert!(server.metrics().contains("pilot_xds_write_timeout_total 1"), "{}", server.metrics());
+    assert!(
+        server.metrics().contains("pilot_xds_write_timeout_total 1"),
+        "{}",
+        server.metrics()
+    );
     drop((response, keep_open));
     still_serves(&server).await;
 }

@@ -8,7 +8,9 @@ use tonic::Code;
 use super::harness::*;
 
 fn shop() -> World {
-    World::default().set(Cluster, "a", "cluster a").set(Secret, "sentinel", "s")
+    World::default()
+        .set(Cluster, "a", "cluster a")
+        .set(Secret, "sentinel", "s")
 }
 
 #[tokio::test]
@@ -22,8 +24,14 @@ async fn a_drain_tells_streams_to_go_and_closes_the_listener() {
     server.drain.cancel();
     let status = client.try_next().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("reconnect"), "{}", status.message());
-    server.until(|| server.engine.clients().list().is_empty()).await;
+    assert!(
+        status.message().contains("reconnect"),
+        "{}",
+        status.message()
+    );
+    server
+        .until(|| server.engine.clients().list().is_empty())
+        .await;
     let refused = within(async {
         while tokio::net::TcpStream::connect(server.address).await.is_ok() {
             tokio::task::yield_now().await;
@@ -34,14 +42,20 @@ async fn a_drain_tells_streams_to_go_and_closes_the_listener() {
 
 #[tokio::test]
 async fn an_old_connection_is_retired() {
-    let limits = ServerSettings { max_age: Some(Duration::from_millis(200)), ..Default::default() };
+    let limits = ServerSettings {
+        max_age: Some(Duration::from_millis(200)),
+        ..Default::default()
+    };
     let server = Server::start_with(Settings::default(), limits).await;
     server.publish(shop());
     let mut client = server.sotw().await;
     client.ask(Cluster, &[]).await;
     let response = client.expect(Cluster, &["cluster a"]).await;
     client.ack(&response, &[]).await;
-    assert_eq!(client.try_next().await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(
+        client.try_next().await.unwrap_err().code(),
+        Code::Unavailable
+    );
 }
 
 #[tokio::test]
@@ -53,8 +67,12 @@ async fn a_client_that_leaves_is_forgotten() {
     assert_eq!(server.engine.clients().list().len(), 1);
     assert!(server.metrics().contains("pilot_xds 1"));
     drop(client);
-    server.until(|| server.engine.clients().list().is_empty()).await;
-    server.until(|| server.metrics().contains("pilot_xds 0")).await;
+    server
+        .until(|| server.engine.clients().list().is_empty())
+        .await;
+    server
+        .until(|| server.metrics().contains("pilot_xds 0"))
+        .await;
 }
 
 #[tokio::test]
@@ -64,7 +82,10 @@ async fn a_bad_node_is_told_why() {
     client.node = Some(node("gadget~x"));
     client.ask(Cluster, &[]).await;
     let status = client.try_next().await.unwrap_err();
-    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "gadget~x is no sidecar"));
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::InvalidArgument, "gadget~x is no sidecar")
+    );
     let mut client = server.sotw().await;
     client.node = None;
     client.ask(Cluster, &[]).await;

@@ -55,14 +55,21 @@ async fn the_response_says_which_replica_and_which_version() {
     let mut client = server.sotw().await;
     client.ask(Cluster, &[]).await;
     let first = client.next().await;
-    assert_eq!(first.control_plane.as_ref().unwrap().identifier, "pilot-test");
+    assert_eq!(
+        first.control_plane.as_ref().unwrap().identifier,
+        "pilot-test"
+    );
     let (time, counter) = first.version_info.rsplit_once('/').unwrap();
     assert!(time.parse::<jiff::Timestamp>().is_ok(), "{time}");
     assert_eq!(counter, "0");
     client.ack(&first, &[]).await;
     server.change(|w| w.set(Cluster, "a", "cluster a 2"));
     let second = client.next().await;
-    assert!(second.version_info.ends_with("/1"), "{}", second.version_info);
+    assert!(
+        second.version_info.ends_with("/1"),
+        "{}",
+        second.version_info
+    );
     assert_ne!(first.nonce, second.nonce);
 }
 
@@ -89,7 +96,10 @@ async fn only_what_changed_travels() {
     let server = Server::start(shop()).await;
     let mut client = settled(&server).await;
     // Endpoints: only the changed resource, and no other type.
-    let number = server.change(|w| w.set(Endpoint, "a", "endpoints a 2").set(Endpoint, "b", "b 2"));
+    let number = server.change(|w| {
+        w.set(Endpoint, "a", "endpoints a 2")
+            .set(Endpoint, "b", "b 2")
+    });
     let response = client.expect(Endpoint, &["endpoints a 2"]).await;
     client.ack(&response, &["a"]).await;
     server.synced(number).await;
@@ -99,10 +109,21 @@ async fn only_what_changed_travels() {
     server.synced(number).await;
     client.expect_nothing().await;
     // A list of listeners is whole, routes are not.
-    server.change(|w| w.set(Listener, "90", "listener 90").set(Route, "90", "route 90"));
-    let response = client.expect(Listener, &["listener 80", "listener 90"]).await;
+    server.change(|w| {
+        w.set(Listener, "90", "listener 90")
+            .set(Route, "90", "route 90")
+    });
+    let response = client
+        .expect(Listener, &["listener 80", "listener 90"])
+        .await;
     client.ack(&response, &[]).await;
-    client.send(with_nonce(sotw_request(Route, &["80", "90"]), &server, Route)).await;
+    client
+        .send(with_nonce(
+            sotw_request(Route, &["80", "90"]),
+            &server,
+            Route,
+        ))
+        .await;
     let response = client.expect(Route, &["route 90"]).await;
     client.ack(&response, &["80", "90"]).await;
     client.expect_nothing().await;
@@ -114,7 +135,10 @@ fn with_nonce(
     ty: pilot_xds::ResourceType,
 ) -> envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest {
     let response_nonce = server.engine.clients().list()[0].status(ty).nonce_sent;
-    envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest { response_nonce, ..request }
+    envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest {
+        response_nonce,
+        ..request
+    }
 }
 
 #[tokio::test]
@@ -133,7 +157,13 @@ async fn clusters_come_first_and_leave_last() {
     let clusters = client.expect(Cluster, &["cluster a", "cluster b"]).await;
     client.expect_nothing().await;
     // Envoy asks for the new cluster's endpoints before it answers the cluster list.
-    client.send(with_nonce(sotw_request(Endpoint, &["a", "b"]), &server, Endpoint)).await;
+    client
+        .send(with_nonce(
+            sotw_request(Endpoint, &["a", "b"]),
+            &server,
+            Endpoint,
+        ))
+        .await;
     let endpoints = client.expect(Endpoint, &["endpoints b"]).await;
     client.ack(&endpoints, &["a", "b"]).await;
     client.expect_nothing().await;
@@ -159,14 +189,20 @@ async fn a_client_that_holds_back_its_answer_gets_listeners_after_a_while() {
     let endpoints = client.expect(Endpoint, &["endpoints a"]).await;
     client.ack(&endpoints, &["a"]).await;
     client.expect(Route, &["route 2"]).await;
-    assert!(begun.elapsed() >= Settings::default().answer_wait, "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Settings::default().answer_wait,
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn a_changed_cluster_gets_its_endpoints_again() {
     let server = Server::start(shop()).await;
     let mut client = settled(&server).await;
-    let old = server.engine.clients().list()[0].status(Endpoint).nonce_sent;
+    let old = server.engine.clients().list()[0]
+        .status(Endpoint)
+        .nonce_sent;
     server.change(|w| w.set(Cluster, "a", "cluster a 2"));
     let clusters = client.expect(Cluster, &["cluster a 2"]).await;
     let endpoints = client.expect(Endpoint, &["endpoints a"]).await;
@@ -191,14 +227,22 @@ async fn a_refusal_is_kept_and_shown_and_nothing_is_resent() {
     assert_eq!(status.error.as_deref(), Some("no filter chain"));
     assert_ne!(status.nonce_acked, status.nonce_sent);
     let text = server.metrics();
-    assert!(text.contains("pilot_xds_lds_reject{node=\"sidecar~10.0.0.1~a.b~c\",err=\"no filter chain\"} 1"), "{text}");
+    assert!(
+        text.contains(
+            "pilot_xds_lds_reject{node=\"sidecar~10.0.0.1~a.b~c\",err=\"no filter chain\"} 1"
+        ),
+        "{text}"
+    );
     assert!(text.contains("pilot_total_xds_rejects_total 1"), "{text}");
     // Other types go on, and a better list heals it.
     server.change(|w| w.set(Listener, "80", "good listener"));
     let response = client.expect(Listener, &["good listener"]).await;
     client.ack(&response, &[]).await;
     client.expect_nothing().await;
-    assert_eq!(server.engine.clients().list()[0].status(Listener).error, None);
+    assert_eq!(
+        server.engine.clients().list()[0].status(Listener).error,
+        None
+    );
     assert!(!server.metrics().contains("pilot_xds_lds_reject{"));
 }
 
@@ -238,7 +282,9 @@ async fn a_stale_nonce_is_ignored() {
 async fn names_come_and_go() {
     let server = Server::start(shop()).await;
     let mut client = settled(&server).await;
-    let nonce = server.engine.clients().list()[0].status(Endpoint).nonce_sent;
+    let nonce = server.engine.clients().list()[0]
+        .status(Endpoint)
+        .nonce_sent;
     let mut request = sotw_request(Endpoint, &["b"]);
     request.response_nonce = nonce;
     client.send(request).await;
@@ -261,5 +307,9 @@ async fn an_unknown_type_gets_no_answer_and_disturbs_nobody() {
     request.type_url = "type.googleapis.com/envoy.service.runtime.v3.Runtime".into();
     client.send(request).await;
     client.expect_nothing().await;
-    assert!(server.metrics().contains("pilot_xds_unknown_type_requests_total 1"));
+    assert!(
+        server
+            .metrics()
+            .contains("pilot_xds_unknown_type_requests_total 1")
+    );
 }

@@ -92,8 +92,7 @@ pub(super) struct Filter {
     pub(super) typed_config: Option<Any>,
 }
 
-const HCM: &str =
-    "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+const HCM: &str = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct HttpConnectionManager {

@@ -122,7 +122,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     fleet.quiet().await;
     if let Some(dir) = &args.config_dir {
         let virtual_service = |round: u32| generate::write_virtual_service(dir, 5 + round);
-        let measured = fleet.change("one VirtualService changed", args.repeat, "rds", virtual_service);
+        let measured = fleet.change(
+            "one VirtualService changed",
+            args.repeat,
+            "rds",
+            virtual_service,
+        );
         report.changes.push(measured.await?);
         let endpoints = |round: u32| generate::write_first(dir, 3 + round as usize);
         let measured = fleet.change("one endpoint changed", args.repeat, "eds", endpoints);
@@ -130,11 +135,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(command) = &args.change_cmd {
         let shell = |_: u32| {
-            let status = std::process::Command::new("sh").arg("-c").arg(command).status()?;
-            anyhow::ensure!(status.success(), "--change-cmd {command:?} failed: {status}");
+            let status = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(command)
+                .status()?;
+            anyhow::ensure!(
+                status.success(),
+                "--change-cmd {command:?} failed: {status}"
+            );
             Ok(())
         };
-        report.changes.push(fleet.change("change", args.repeat, "", shell).await?);
+        report
+            .changes
+            .push(fleet.change("change", args.repeat, "", shell).await?);
     }
     fleet.tasks.shutdown().await;
     match args.output {
@@ -154,7 +167,13 @@ impl Fleet {
         };
         for number in 0..args.proxies {
             let (sender, receiver) = watch::channel(Progress::default());
-            let proxy = Proxy::new(number, args.namespaces, args.target.clone(), args.delta, sender);
+            let proxy = Proxy::new(
+                number,
+                args.namespaces,
+                args.target.clone(),
+                args.delta,
+                sender,
+            );
             fleet.tasks.spawn(proxy.run());
             fleet.progress.push(receiver);
         }
@@ -173,7 +192,8 @@ impl Fleet {
             let (mut progress, condition) = (progress.clone(), condition.clone());
             waiting.spawn(async move {
                 let met = progress.wait_for(|progress| condition(progress)).await;
-                met.map(|progress| progress.at).map_err(|_| anyhow::anyhow!("proxy {number} lost its stream"))
+                met.map(|progress| progress.at)
+                    .map_err(|_| anyhow::anyhow!("proxy {number} lost its stream"))
             });
         }
         let mut times = Vec::new();
@@ -186,12 +206,14 @@ impl Fleet {
             anyhow::Ok(())
         };
         tokio::select! {
-            done = tokio::time::timeout(self.timeout, all) => {
-                done.with_context(|| format!("not all proxies got it within {:?}", self.timeout))??;
-            }
+            // A stream that ended says why; that it is gone is only the consequence.
+            biased;
             Some(ended) = self.tasks.join_next() => {
                 ended??;
                 anyhow::bail!("a proxy's stream ended");
+            }
+            done = tokio::time::timeout(self.timeout, all) => {
+                done.with_context(|| format!("not all proxies got it within {:?}", self.timeout))??;
             }
         }
         times.sort_by(f64::total_cmp);
@@ -199,7 +221,10 @@ impl Fleet {
     }
 
     fn sum(&self, part: impl Fn(&Progress) -> Progress) -> Progress {
-        self.progress.iter().map(|progress| part(&progress.borrow())).fold(Progress::default(), Progress::add)
+        self.progress
+            .iter()
+            .map(|progress| part(&progress.borrow()))
+            .fold(Progress::default(), Progress::add)
     }
 
     fn measured(
@@ -216,7 +241,9 @@ impl Fleet {
             what: what.to_owned(),
             seconds: times.last().copied().unwrap_or_default(),
             median_seconds: times.get(times.len() / 2).copied().unwrap_or_default(),
-            server_cpu_seconds: before.zip(after).map(|(b, a)| a.cpu_seconds - b.cpu_seconds),
+            server_cpu_seconds: before
+                .zip(after)
+                .map(|(b, a)| a.cpu_seconds - b.cpu_seconds),
             server_rss_bytes: after.map(|usage| usage.rss_bytes),
             server_peak_rss_bytes: after.map(|usage| usage.peak_rss_bytes),
             responses: totals.responses - former.responses,
@@ -251,8 +278,11 @@ impl Fleet {
             let totals = self.sum(Progress::clone);
             let before = self.server.map(process::usage).transpose()?;
             // Each proxy is compared with its own count: one may have got more than another so far.
-            let floors: Vec<u64> =
-                self.progress.iter().map(|progress| progress.borrow().count(service)).collect();
+            let floors: Vec<u64> = self
+                .progress
+                .iter()
+                .map(|progress| progress.borrow().count(service))
+                .collect();
             let begun = Instant::now();
             make(round)?;
             let times = self.wait_beyond(begun, service, &floors).await?;
@@ -261,7 +291,10 @@ impl Fleet {
             rounds.push(self.measured(what, times, before, Some(totals))?);
         }
         rounds.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-        rounds.into_iter().nth(repeat.max(1) as usize / 2).context("no round was made")
+        rounds
+            .into_iter()
+            .nth(repeat.max(1) as usize / 2)
+            .context("no round was made")
     }
 
     async fn wait_beyond(
@@ -275,7 +308,12 @@ impl Fleet {
             let met = progress.wait_for(|progress| progress.count(service) > *floor);
             let met = tokio::time::timeout(self.timeout, met)
                 .await
-                .with_context(|| format!("a change did not reach every proxy within {:?}", self.timeout))?;
+                .with_context(|| {
+                    format!(
+                        "a change did not reach every proxy within {:?}",
+                        self.timeout
+                    )
+                })?;
             let at = met.context("a proxy lost its stream")?.at;
             times.extend(at.map(|at| at.saturating_duration_since(begun).as_secs_f64()));
         }
@@ -291,15 +329,28 @@ fn table(report: &Report) -> String {
     let mut rows = Vec::new();
     let mut step = |measured: &Measured, seconds: f64, cpu: f64, memory: Option<f64>| {
         let what = &measured.what;
-        rows.push(with(Row::new(format!("{what}: last proxy"), measured.seconds, "s"), seconds));
+        rows.push(with(
+            Row::new(format!("{what}: last proxy"), measured.seconds, "s"),
+            seconds,
+        ));
         if let Some(used) = measured.server_cpu_seconds {
-            rows.push(with(Row::new(format!("{what}: server CPU"), used, "s"), cpu));
+            rows.push(with(
+                Row::new(format!("{what}: server CPU"), used, "s"),
+                cpu,
+            ));
         }
         if let (Some(goal), Some(peak)) = (memory, measured.server_peak_rss_bytes) {
             let megabytes = peak as f64 / 1e6;
-            rows.push(with(Row::new(format!("{what}: server memory, peak"), megabytes, "MB"), goal));
+            rows.push(with(
+                Row::new(format!("{what}: server memory, peak"), megabytes, "MB"),
+                goal,
+            ));
         }
-        rows.push(Row::new(format!("{what}: sent"), measured.bytes as f64 / 1e6, "MB"));
+        rows.push(Row::new(
+            format!("{what}: sent"),
+            measured.bytes as f64 / 1e6,
+            "MB",
+        ));
     };
     step(&report.first_config, 0.4, 0.6, Some(90.0));
     for change in &report.changes {

@@ -94,7 +94,10 @@ struct Response {
 }
 
 fn index(ty: &str) -> usize {
-    [CDS, EDS, LDS, RDS].iter().position(|known| *known == ty).unwrap_or_default()
+    [CDS, EDS, LDS, RDS]
+        .iter()
+        .position(|known| *known == ty)
+        .unwrap_or_default()
 }
 
 impl Proxy {
@@ -110,8 +113,11 @@ impl Proxy {
             many => format!("{}-{}", crate::generate::NAMESPACE, number % many),
         };
         let address = format!("10.1.{}.{}", number / 250, number % 250 + 1);
-        let id = format!("sidecar~{address}~proxy-{number}.{namespace}~{namespace}.svc.cluster.local");
-        let text = |text: &str| Value { kind: Some(Kind::StringValue(text.to_owned())) };
+        let id =
+            format!("sidecar~{address}~proxy-{number}.{namespace}~{namespace}.svc.cluster.local");
+        let text = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
         let metadata = [
             ("ISTIO_VERSION", "1.4.10"),
             ("INSTANCE_IPS", &address),
@@ -120,7 +126,10 @@ impl Proxy {
             ("CLUSTER_ID", "Kubernetes"),
             ("LABELS", &format!(r#"{{"app":"proxy-{number}"}}"#)),
         ];
-        let fields = metadata.iter().map(|(key, value)| ((*key).to_owned(), text(value))).collect();
+        let fields = metadata
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), text(value)))
+            .collect();
         let node = Node {
             id,
             cluster: format!("proxy.{namespace}"),
@@ -155,15 +164,28 @@ impl Proxy {
             .with_context(|| format!("--target {}: cannot connect", self.target))?;
         let mut grpc = Grpc::new(channel).max_decoding_message_size(256 << 20);
         grpc.ready().await.context("the connection was closed")?;
-        if self.delta { self.run_delta(grpc).await } else { self.run_sotw(grpc).await }
+        if self.delta {
+            self.run_delta(grpc).await
+        } else {
+            self.run_sotw(grpc).await
+        }
     }
 
     async fn run_sotw(mut self, mut grpc: Grpc<Channel>) -> anyhow::Result<()> {
         let (sender, receiver) = mpsc::channel::<DiscoveryRequest>(64);
-        let request = |ty: &str| DiscoveryRequest { type_url: format!("{PREFIX}{ty}"), ..Default::default() };
-        sender.send(DiscoveryRequest { node: Some(self.node.clone()), ..request(CDS) }).await?;
+        let request = |ty: &str| DiscoveryRequest {
+            type_url: format!("{PREFIX}{ty}"),
+            ..Default::default()
+        };
+        sender
+            .send(DiscoveryRequest {
+                node: Some(self.node.clone()),
+                ..request(CDS)
+            })
+            .await?;
         let codec = ProstCodec::<DiscoveryRequest, lite::DiscoveryResponse>::default();
-        let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+        let path =
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
         let receiver = tonic::Request::new(ReceiverStream::new(receiver));
         let response = grpc.streaming(receiver, path.parse()?, codec).await?;
         let mut responses: Streaming<lite::DiscoveryResponse> = response.into_inner();
@@ -179,7 +201,11 @@ impl Proxy {
             ) else {
                 continue;
             };
-            let (ty, nonce, version) = (response.ty, response.nonce.clone(), response.version.clone());
+            let (ty, nonce, version) = (
+                response.ty,
+                response.nonce.clone(),
+                response.version.clone(),
+            );
             let former = self.wanted(EDS).clone();
             let former_routes = self.wanted(RDS).clone();
             let first = self.nonces[index(ty)].is_empty();
@@ -215,21 +241,38 @@ impl Proxy {
 
     async fn run_delta(mut self, mut grpc: Grpc<Channel>) -> anyhow::Result<()> {
         let (sender, receiver) = mpsc::channel::<DeltaDiscoveryRequest>(64);
-        let request =
-            |ty: &str| DeltaDiscoveryRequest { type_url: format!("{PREFIX}{ty}"), ..Default::default() };
-        sender.send(DeltaDiscoveryRequest { node: Some(self.node.clone()), ..request(CDS) }).await?;
+        let request = |ty: &str| DeltaDiscoveryRequest {
+            type_url: format!("{PREFIX}{ty}"),
+            ..Default::default()
+        };
+        sender
+            .send(DeltaDiscoveryRequest {
+                node: Some(self.node.clone()),
+                ..request(CDS)
+            })
+            .await?;
         let codec = ProstCodec::<DeltaDiscoveryRequest, lite::DeltaDiscoveryResponse>::default();
-        let path = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+        let path =
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
         let receiver = tonic::Request::new(ReceiverStream::new(receiver));
         let response = grpc.streaming(receiver, path.parse()?, codec).await?;
         let mut responses: Streaming<lite::DeltaDiscoveryResponse> = response.into_inner();
         while let Some(message) = responses.message().await? {
             let bytes = message.encoded_len() as u64;
-            let resources = message.resources.into_iter().filter_map(|r| r.resource).collect();
+            let resources = message
+                .resources
+                .into_iter()
+                .filter_map(|r| r.resource)
+                .collect();
             let removed = message.removed_resources;
-            let Some(response) =
-                Response::new(&message.type_url, message.nonce, String::new(), resources, removed, bytes)
-            else {
+            let Some(response) = Response::new(
+                &message.type_url,
+                message.nonce,
+                String::new(),
+                resources,
+                removed,
+                bytes,
+            ) else {
                 continue;
             };
             let ty = response.ty;
@@ -248,7 +291,10 @@ impl Proxy {
                     sender.send(request).await?;
                 }
             }
-            let ack = DeltaDiscoveryRequest { response_nonce: response.nonce, ..request(ty) };
+            let ack = DeltaDiscoveryRequest {
+                response_nonce: response.nonce,
+                ..request(ty)
+            };
             sender.send(ack).await?;
             if first && (ty == EDS || (ty == CDS && self.wanted_endpoints.is_empty())) {
                 sender.send(request(LDS)).await?;
@@ -287,11 +333,13 @@ impl Proxy {
                     self.clusters.remove(name);
                     self.wanted_endpoints.remove(name);
                 }
-                self.endpoints.retain(|name| self.wanted_endpoints.contains(name));
+                self.endpoints
+                    .retain(|name| self.wanted_endpoints.contains(name));
             }
             EDS => {
                 for body in bodies() {
-                    self.endpoints.insert(lite::ClusterLoadAssignment::decode(body)?.cluster_name);
+                    self.endpoints
+                        .insert(lite::ClusterLoadAssignment::decode(body)?.cluster_name);
                 }
             }
             LDS => {
@@ -310,7 +358,8 @@ impl Proxy {
             }
             _ => {
                 for body in bodies() {
-                    self.routes.insert(lite::RouteConfiguration::decode(body)?.name);
+                    self.routes
+                        .insert(lite::RouteConfiguration::decode(body)?.name);
                 }
             }
         }
@@ -345,7 +394,16 @@ impl Response {
         bytes: u64,
     ) -> Option<Self> {
         let short = type_url.strip_prefix(PREFIX)?;
-        let ty = [CDS, EDS, LDS, RDS].into_iter().find(|known| *known == short)?;
-        Some(Self { ty, nonce, version, resources, removed, bytes })
+        let ty = [CDS, EDS, LDS, RDS]
+            .into_iter()
+            .find(|known| *known == short)?;
+        Some(Self {
+            ty,
+            nonce,
+            version,
+            resources,
+            removed,
+            bytes,
+        })
     }
 }
