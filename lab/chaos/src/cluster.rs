@@ -112,6 +112,28 @@ impl Cluster {
         Ok(pods.items)
     }
 
+    /// Waits until no pod of a namespace is on its way out.
+    pub async fn nothing_terminates(&self, namespace: &str, timeout: Duration) -> Result<()> {
+        eventually(
+            format!("no terminating pod in namespace {namespace}"),
+            timeout,
+            Duration::from_millis(250),
+            || async {
+                let pods = self.pods(namespace, "").await?;
+                let leaving: Vec<String> = pods
+                    .iter()
+                    .filter(|p| p.metadata.deletion_timestamp.is_some())
+                    .map(ResourceExt::name_any)
+                    .collect();
+                Ok(match leaving.is_empty() {
+                    true => Ok(()),
+                    false => Err(format!("{} still terminate", leaving.join(", "))),
+                })
+            },
+        )
+        .await
+    }
+
     /// All pods with a sidecar or gateway proxy that run and are not going away.
     pub async fn proxies(&self) -> Result<Vec<Pod>> {
         let mut found = Vec::new();

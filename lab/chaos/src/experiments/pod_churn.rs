@@ -19,6 +19,9 @@ use crate::engine::{Context, Experiment, TRAFFIC};
 use crate::error::Result;
 use crate::model::{Abort, Definition, Mode, Probe, Target};
 
+/// Longest wait for deleted pods to drain: their grace period and a little more.
+const GONE_WITHIN: Duration = Duration::from_secs(45);
+
 /// The experiment.
 pub(super) struct PodChurn {
     definition: Definition,
@@ -45,7 +48,12 @@ impl PodChurn {
                     Probe::new(
                         "pods-replaced",
                         Mode::During,
-                        "every deleted pod is replaced by an available one with another address",
+                        "every deleted pod is replaced by an available one",
+                    ),
+                    Probe::new(
+                        "pods-gone",
+                        Mode::After,
+                        "every deleted pod has drained and is gone, with the load still flowing",
                     ),
                     Probe::new(
                         "nothing-rejected",
@@ -71,6 +79,11 @@ impl Experiment for PodChurn {
             .iter()
             .map(ResourceExt::name_any)
             .collect();
+        // Registered first, so done last: what the scaling down ends must drain under load, too.
+        let (cluster, ns) = (cx.cluster.clone(), namespace.clone());
+        cx.undo("no pod is terminating", async move {
+            cluster.nothing_terminates(&ns, GONE_WITHIN).await
+        });
         let mut replicas = Vec::new();
         for name in &names {
             replicas.push(replicas::at_least(cx, namespace, name, 2).await?);
@@ -105,6 +118,17 @@ impl Experiment for PodChurn {
             false => failures.join("; "),
         };
         cx.observe("pods-replaced", ok, text);
+        match cx.cluster.nothing_terminates(namespace, GONE_WITHIN).await {
+            Ok(()) => {
+                cx.event("the last deleted pod is gone");
+                let text = format!(
+                    "all gone {:.1} s after the first deletion",
+                    began.elapsed().as_secs_f64()
+                );
+                cx.observe("pods-gone", true, text);
+            }
+            Err(e) => cx.observe("pods-gone", false, e.to_string()),
+        }
         nothing_rejected(cx).await
     }
 }
