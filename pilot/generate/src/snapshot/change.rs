@@ -10,7 +10,7 @@ use ahash::{AHashMap, AHashSet};
 
 use super::{Scope, Snapshot};
 use crate::{
-    compile::VirtualServiceConfig,
+    compile::{DestinationRuleConfig, LoadBalancer, VirtualServiceConfig},
     model::{EndpointMap, Proxy, Service, ServiceKey, host, selects},
     names,
 };
@@ -36,6 +36,8 @@ pub struct ChangeSet {
     hashing_rules: bool,
     gateways: bool,
     headless_endpoints: bool,
+    /// Clusters name the service accounts of their endpoints.
+    accounts: bool,
     workloads: AHashSet<IpAddr>,
 }
 
@@ -53,7 +55,11 @@ impl ChangeSet {
         if !Arc::ptr_eq(&old.settings, &new.settings) {
             return ChangeSet::everything();
         }
-        let mut set = ChangeSet::default();
+        let accounts = new.settings.options.certificate_files;
+        let mut set = ChangeSet {
+            accounts,
+            ..ChangeSet::default()
+        };
         set.compare_services(old, new);
         set.compare_config(old, new);
         set.compare_endpoints(&old.inputs.endpoints, &new.inputs.endpoints);
@@ -113,14 +119,11 @@ impl ChangeSet {
         let (old, new) = (&old.config, &new.config);
         self.virtual_services = difference(&old.virtual_services, &new.virtual_services);
         let rules = difference(&old.destination_rules, &new.destination_rules);
-        self.hashing_rules = rules.iter().any(|r| {
-            let hashes = |p: &crate::compile::Policy| {
-                matches!(p.lb, Some(crate::compile::LoadBalancer::RingHash { .. }))
-            };
-            let all = std::iter::once(&r.policy).chain(r.subsets.iter().map(|s| &s.policy));
-            all.flat_map(|p| std::iter::once(p).chain(p.ports.values()))
-                .any(hashes)
-        });
+        // A rule that goes may uncover one behind it, and the other way round.
+        let all = || old.destination_rules.iter().chain(&new.destination_rules);
+        self.hashing_rules = rules
+            .iter()
+            .any(|changed| all().any(|r| host::matches(&r.host, &changed.host) && hashes(r)));
         self.rules = rules.into_iter().map(|r| r.host.clone()).collect();
         self.gateways = !difference(&old.gateways, &new.gateways).is_empty();
     }
@@ -159,6 +162,7 @@ impl ChangeSet {
             && self.rules.is_empty()
             && !self.gateways
             && !self.headless_endpoints
+            && !(self.accounts && !self.endpoints.is_empty())
     }
 
     /// Which types can be touched.
@@ -177,7 +181,9 @@ impl ChangeSet {
             .iter()
             .any(|v| !v.tcp.is_empty() || !v.tls.is_empty());
         Affected {
-            clusters: services || !self.rules.is_empty(),
+            clusters: services
+                || !self.rules.is_empty()
+                || (self.accounts && !self.endpoints.is_empty()),
             endpoints: services || !self.rules.is_empty() || !self.endpoints.is_empty(),
             listeners: services || l4 || self.gateways || self.headless_endpoints,
             routes: services
@@ -270,4 +276,11 @@ fn difference<T>(old: &[Arc<T>], new: &[Arc<T>]) -> Vec<Arc<T>> {
     let added = new.iter().filter(|x| !before.contains(&identity(x)));
     let removed = old.iter().filter(|x| !after.contains(&identity(x)));
     added.chain(removed).cloned().collect()
+}
+
+/// Whether some policy of a rule balances by hash: then routes say what to hash.
+fn hashes(rule: &DestinationRuleConfig) -> bool {
+    let policies = std::iter::once(&rule.policy).chain(rule.subsets.iter().map(|s| &s.policy));
+    let mut with_ports = policies.flat_map(|p| std::iter::once(p).chain(p.ports.values()));
+    with_ports.any(|p| matches!(p.lb, Some(LoadBalancer::RingHash { .. })))
 }

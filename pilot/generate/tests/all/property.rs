@@ -3,8 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    sync::Arc,
 };
 
+use pilot_generate::{ChangeSet, Inputs, Report, Scope, Snapshot, generate};
+use prost::Message;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 use crate::{
@@ -452,6 +455,16 @@ fn world(seed: u64, router: bool) -> String {
     out
 }
 
+/// The seeds of a test: some, always the same; `PROPERTY_SEEDS=FROM..TO` tries others.
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let asked = std::env::var("PROPERTY_SEEDS").ok();
+    let asked = asked.and_then(|s| {
+        let (from, to) = s.split_once("..")?;
+        Some(from.parse().ok()?..to.parse().ok()?)
+    });
+    asked.unwrap_or(0..default)
+}
+
 fn unique<T: Ord + std::fmt::Debug>(
     what: &str,
     items: impl IntoIterator<Item = T>,
@@ -507,7 +520,7 @@ fn check(output: &Output) -> Result<(), String> {
 
 #[test]
 fn names_matches_and_domains_are_unique() {
-    for seed in 0..400 {
+    for seed in seeds(400) {
         let text = world(seed, seed % 4 == 0);
         if let Err(error) = check(&Fixture::parse(&text).output()) {
             panic!("seed {seed}: {error}\n{text}");
@@ -518,15 +531,123 @@ fn names_matches_and_domains_are_unique() {
 #[test]
 fn envoy_takes_whatever_comes() {
     let Some(envoy) = Envoy::find() else { return };
-    // More with PROPERTY_SEEDS=2000.
-    let seeds = std::env::var("PROPERTY_SEEDS")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or(40);
-    for seed in 0..seeds {
+    for seed in seeds(40) {
         let text = world(10_000 + seed, seed % 3 == 0);
         if let Err(error) = envoy.validate(&Fixture::parse(&text).output()) {
             panic!("seed {seed}: {error}\n{text}");
+        }
+    }
+}
+
+/// The second inputs with the identity of what is equal in the first, as registries keep it.
+fn sharing(first: &Inputs, mut second: Inputs) -> Inputs {
+    fn share<K: Clone + Eq + std::hash::Hash, V: PartialEq>(
+        first: &Arc<ahash::AHashMap<K, Arc<V>>>,
+        second: &mut Arc<ahash::AHashMap<K, Arc<V>>>,
+    ) {
+        for (key, value) in Arc::make_mut(second) {
+            if let Some(before) = first.get(key).filter(|before| *before == value) {
+                *value = before.clone();
+            }
+        }
+    }
+    share(&first.services, &mut second.services);
+    share(&first.endpoints, &mut second.endpoints);
+    second.mesh = first.mesh.clone();
+    second.options = first.options.clone();
+    second
+}
+
+/// Everything of a proxy by kind and name.
+fn resources(
+    snapshot: &Arc<Snapshot>,
+    fixture: &Fixture,
+) -> BTreeMap<(&'static str, String), Vec<u8>> {
+    let proxy = &fixture.proxies[0];
+    let scope = Scope::of(snapshot, proxy);
+    let report = &mut Report::default();
+    let mut out = BTreeMap::new();
+    for cluster in generate::outbound_clusters(&scope, report) {
+        let assignment = generate::endpoints(&scope, &cluster.name, report).encode_to_vec();
+        out.insert(("endpoints", cluster.name.clone()), assignment);
+        out.insert(("cluster", cluster.name.clone()), cluster.encode_to_vec());
+    }
+    for listener in generate::outbound_listeners(&scope, report) {
+        out.insert(
+            ("listener", listener.name.clone()),
+            listener.encode_to_vec(),
+        );
+    }
+    for name in generate::route_names(&scope) {
+        let config = generate::route(&scope, &name, report).encode_to_vec();
+        out.insert(("route", name), config);
+    }
+    if proxy.kind == pilot_generate::ProxyKind::Sidecar {
+        for cluster in generate::inbound_clusters(&scope, proxy, report) {
+            out.insert(
+                ("own cluster", cluster.name.clone()),
+                cluster.encode_to_vec(),
+            );
+        }
+        for listener in generate::inbound_listeners(&scope, proxy, report) {
+            out.insert(
+                ("own listener", listener.name.clone()),
+                listener.encode_to_vec(),
+            );
+        }
+    }
+    out
+}
+
+/// What differs without being named by the change set.
+fn missed(first: &Fixture, second: &Fixture) -> Option<String> {
+    let before = Arc::new(Snapshot::build(&first.inputs, None));
+    let inputs = sharing(&first.inputs, second.inputs.clone());
+    let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
+    let change = ChangeSet::between(&before, &after);
+    let scope = Scope::of(&after, &second.proxies[0]);
+    let touched = |kind: &str, name: &str| match kind {
+        "cluster" => change.affected().clusters && change.touches_cluster(name),
+        "endpoints" => change.affected().endpoints && change.touches_endpoints(name),
+        "listener" => change.affected().listeners,
+        "route" => change.affected().routes && change.touches_route(&scope, name),
+        _ => change.touches_proxy(&after, &second.proxies[0]),
+    };
+    let (old, new) = (resources(&before, first), resources(&after, second));
+    // Building on a previous snapshot gives what building from nothing does.
+    let fresh = resources(&Arc::new(Snapshot::build(&second.inputs, None)), second);
+    assert!(fresh == new, "a snapshot depends on its history");
+    let all: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+    all.into_iter()
+        .filter(|key| old.get(*key) != new.get(*key))
+        .find(|(kind, name)| !touched(kind, name))
+        .map(|(kind, name)| format!("{kind} {name}"))
+}
+
+#[test]
+fn what_a_change_does_not_name_has_the_same_bytes() {
+    for seed in seeds(6) {
+        let text = world(20_000 + seed, seed % 4 == 0);
+        let documents: Vec<&str> = text.split("\n---\n").collect();
+        // The last two are the proxy and the mesh settings.
+        for gone in 0..documents.len() - 2 {
+            let rest: Vec<&str> = documents
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != gone)
+                .map(|(_, d)| *d)
+                .collect();
+            let (with, without) = (Fixture::parse(&text), Fixture::parse(&rest.join("\n---\n")));
+            for (first, second, what) in
+                [(&with, &without, "removing"), (&without, &with, "adding")]
+            {
+                if let Some(missed) = missed(first, second) {
+                    panic!(
+                        "seed {seed}: {missed} is not named after {what}\n{}\nin\n{text}",
+                        documents[gone]
+                    );
+                }
+            }
         }
     }
 }
