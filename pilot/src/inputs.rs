@@ -170,29 +170,17 @@ fn build(
     let former_world = former.as_ref().map(|published| published.world.clone());
     let snapshot = Snapshot::build(inputs, former_world.as_ref().map(|world| &*world.snapshot));
     let (world, difference) = match &former_world {
-        None => {
-            let set = ChangeSet::everything();
-            (
-                World::first(Arc::new(snapshot)),
-                Difference {
-                    set,
-                    endpoints: Arc::default(),
-                },
-            )
-        }
+        None => (
+            World::first(Arc::new(snapshot)),
+            Difference::new(ChangeSet::everything()),
+        ),
         Some(former) => {
             let set = ChangeSet::between(&former.snapshot, &snapshot);
             if set.is_empty() {
                 return None;
             }
-            let (world, endpoints) = former.next(Arc::new(snapshot), &set);
-            (
-                world,
-                Difference {
-                    set,
-                    endpoints: Arc::new(endpoints),
-                },
-            )
+            let world = former.next(Arc::new(snapshot), &set);
+            (world, Difference::new(set))
         }
     };
     let endpoints_only = difference.set.endpoints_only();

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use ahash::HashSet;
 use pilot_generate::{ChangeSet, Proxy, envoy::core::Node};
-use pilot_xds::{Change, Collection, NodeError, Resource, ResourceSource, ResourceType, Touched};
+use pilot_xds::{
+    Change, Collection, NodeError, Predicate, Resource, ResourceSource, ResourceType, Touched,
+};
 
 use crate::world::{PilotProxy, World};
 
@@ -31,9 +32,19 @@ impl Change for Event {
 
 /// What separates two worlds.
 pub(crate) struct Difference {
-    pub(crate) set: ChangeSet,
-    /// Load assignments that may differ, of those anybody ever asked for.
-    pub(crate) endpoints: Arc<HashSet<Arc<str>>>,
+    pub(crate) set: Arc<ChangeSet>,
+    endpoints: Predicate,
+}
+
+impl Difference {
+    pub(crate) fn new(set: ChangeSet) -> Self {
+        let set = Arc::new(set);
+        let endpoints = set.clone();
+        Self {
+            set,
+            endpoints: Arc::new(move |cluster| endpoints.touches_endpoints(cluster)),
+        }
+    }
 }
 
 /// See the [module](self). Holds nothing: worlds bring their caches along.
@@ -78,7 +89,7 @@ impl ResourceSource for PilotSource {
             ResourceType::Listener => may(affected.listeners),
             ResourceType::Route => may(affected.routes),
             ResourceType::Endpoint if !affected.endpoints => Touched::Nothing,
-            ResourceType::Endpoint => Touched::Names(change.endpoints.clone()),
+            ResourceType::Endpoint => Touched::Matching(vec![change.endpoints.clone()]),
             ResourceType::Secret => Touched::Nothing,
         }
     }

@@ -19,7 +19,7 @@ use std::{
     },
 };
 
-use ahash::{AHashMap, HashSet, RandomState};
+use ahash::{AHashMap, RandomState};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pilot_generate::{
@@ -48,31 +48,23 @@ impl World {
         }
     }
 
-    /// The world after this one. The second result names the load assignments that may differ.
-    pub(crate) fn next(
-        &self,
-        snapshot: Arc<Snapshot>,
-        change: &ChangeSet,
-    ) -> (Self, HashSet<Arc<str>>) {
-        let mut touched = HashSet::default();
+    /// The world after this one.
+    pub(crate) fn next(&self, snapshot: Arc<Snapshot>, change: &ChangeSet) -> Self {
         let old = self.scopes.lock().clone();
         let scopes = old
             .into_iter()
             // A scope nobody asked for during a whole world has lost its proxies.
             .filter(|(_, cache)| cache.used.load(Ordering::Relaxed))
             .map(|(key, cache)| {
-                let next = cache.carry(&snapshot, key.clone(), change, &mut touched);
+                let next = cache.carry(&snapshot, key.clone(), change);
                 (key, Arc::new(next))
             })
             .collect();
-        (
-            Self {
-                number: self.number + 1,
-                snapshot,
-                scopes: Mutex::new(scopes),
-            },
-            touched,
-        )
+        Self {
+            number: self.number + 1,
+            snapshot,
+            scopes: Mutex::new(scopes),
+        }
     }
 
     /// The scope of a proxy.
@@ -137,13 +129,7 @@ impl ScopeCache {
         }
     }
 
-    fn carry(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        key: ScopeKey,
-        change: &ChangeSet,
-        touched: &mut HashSet<Arc<str>>,
-    ) -> Self {
+    fn carry(&self, snapshot: &Arc<Snapshot>, key: ScopeKey, change: &ChangeSet) -> Self {
         let mut next = Self::new(Scope::build(snapshot, key));
         let affected = change.affected();
         let clusters = self.clusters.get().or(self.former_clusters.as_ref());
@@ -169,13 +155,7 @@ impl ScopeCache {
         }
         let mut endpoints = self.endpoints.lock().clone();
         if affected.endpoints {
-            endpoints.retain(|name, _| {
-                let keep = !change.touches_endpoints(name);
-                if !keep {
-                    touched.insert(name.clone());
-                }
-                keep
-            });
+            endpoints.retain(|name, _| !change.touches_endpoints(name));
         }
         next.endpoints = Mutex::new(endpoints);
         let mut routes = self.routes.lock().clone();
@@ -482,5 +462,132 @@ impl Own {
             listeners,
             chain,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use pilot_generate::{
+        Inputs,
+        envoy::core::Node,
+        model::{
+            Address, Endpoint, EndpointAddress, Locality, Protocol, Registry, Resolution, Service,
+            ServiceEndpoints, ServiceKey, ServicePort, TargetPort, TlsMode, Visibility,
+        },
+    };
+    use pilot_xds::{ResourceSource as _, ResourceType, Touched};
+
+    use super::*;
+    use crate::source::{Difference, PilotSource};
+
+    const CLUSTER: &str = "outbound|80||web.shop.svc.cluster.local";
+
+    /// A snapshot of one service with endpoints at these last octets.
+    fn snapshot(endpoints: &[u8], previous: Option<&World>) -> Arc<Snapshot> {
+        let hostname: Arc<str> = "web.shop.svc.cluster.local".into();
+        let key = ServiceKey {
+            hostname: hostname.clone(),
+            namespace: "shop".into(),
+        };
+        let service = Service {
+            hostname,
+            name: "web".into(),
+            namespace: "shop".into(),
+            registry: Registry::Kubernetes,
+            creation: jiff::Timestamp::UNIX_EPOCH,
+            address: Address::Ip("10.96.0.1".parse().unwrap()),
+            ports: vec![ServicePort {
+                name: "http".into(),
+                number: 80,
+                protocol: Protocol::Http,
+                target: TargetPort::Number(8080),
+            }],
+            resolution: Resolution::ClientSideLb,
+            mesh_external: false,
+            visibility: Visibility::Public,
+            selector: Default::default(),
+            headless: false,
+            external_name: None,
+            service_accounts: Vec::new(),
+        };
+        let endpoint = |octet: &u8| Endpoint {
+            address: EndpointAddress::Ip([10, 1, 0, *octet].into()),
+            port: 8080,
+            service_port: "http".into(),
+            labels: Arc::default(),
+            weight: 1,
+            locality: Locality::default(),
+            service_account: Arc::default(),
+            uid: Arc::default(),
+            network: Arc::default(),
+            tls_mode: TlsMode::Disabled,
+        };
+        let set = ServiceEndpoints::new(endpoints.iter().map(endpoint).collect());
+        let mut inputs = previous.map_or_else(
+            || Inputs {
+                services: Arc::new([(key.clone(), Arc::new(service))].into_iter().collect()),
+                ..Inputs::default()
+            },
+            |world| world.snapshot.inputs().clone(),
+        );
+        inputs.endpoints = Arc::new([(key, Arc::new(set))].into_iter().collect());
+        Arc::new(Snapshot::build(
+            &inputs,
+            previous.map(|world| &*world.snapshot),
+        ))
+    }
+
+    fn next(world: &World, endpoints: &[u8]) -> (World, Difference) {
+        let snapshot = snapshot(endpoints, Some(world));
+        let set = ChangeSet::between(&world.snapshot, &snapshot);
+        (world.next(snapshot, &set), Difference::new(set))
+    }
+
+    fn proxy(world: &World) -> PilotProxy {
+        let node = Node {
+            id: "sidecar~10.1.0.9~client.shop~shop.svc.cluster.local".to_owned(),
+            ..Node::default()
+        };
+        PilotSource.attach(world, &node).unwrap()
+    }
+
+    fn version(world: &World, proxy: &PilotProxy) -> pilot_xds::Version {
+        let named = PilotSource.named(world, proxy, ResourceType::Endpoint, &[CLUSTER.into()]);
+        named[0].as_ref().unwrap().version
+    }
+
+    fn is_told(proxy: &PilotProxy, difference: &Difference) -> bool {
+        match PilotSource.touched(proxy, ResourceType::Endpoint, difference) {
+            Touched::Matching(predicates) => predicates.iter().any(|touches| touches(CLUSTER)),
+            Touched::Everything => true,
+            Touched::Nothing => false,
+        }
+    }
+
+    #[test]
+    fn a_proxy_that_asks_late_still_learns_of_the_next_change() {
+        let first = World::first(snapshot(&[1, 2, 3], None));
+        let proxy = proxy(&first);
+        let all = version(&first, &proxy);
+        let (second, change) = next(&first, &[1, 2]);
+        assert!(is_told(&proxy, &change));
+        // The third world is made before anybody has asked the second one.
+        let (third, change) = next(&second, &[1]);
+        let two = version(&second, &proxy);
+        assert!(is_told(&proxy, &change));
+        let one = version(&third, &proxy);
+        assert!(all != two && two != one && all != one);
+    }
+
+    #[test]
+    fn what_did_not_change_keeps_its_bytes() {
+        let first = World::first(snapshot(&[1], None));
+        let proxy = proxy(&first);
+        let clusters = proxy.clusters(&first);
+        let listeners = proxy.listeners(&first);
+        let (second, _) = next(&first, &[1, 2]);
+        assert!(Arc::ptr_eq(&clusters, &proxy.clusters(&second)));
+        assert!(Arc::ptr_eq(&listeners, &proxy.listeners(&second)));
     }
 }

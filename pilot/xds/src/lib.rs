@@ -49,7 +49,7 @@ pub use metrics::Metrics;
 pub use pipeline::{Changes, Debounce};
 pub use resource::{Collection, Resource, ResourceType, Version};
 pub use service::AggregatedDiscoveryService;
-pub use source::{Change, NodeError, ResourceSource, Touched};
+pub use source::{Change, NodeError, Predicate, ResourceSource, Touched};
 pub use status::{Client, Clients, TypeStatus};
 pub use world::{Published, Publisher, WorldReceiver};
 

@@ -11,17 +11,52 @@ use crate::resource::{Collection, Resource, ResourceType};
 #[error("{0}")]
 pub struct NodeError(pub String);
 
+/// Says of a name whether a change may have touched the resource.
+pub type Predicate = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+
 /// Which resources of a type a change may have touched, for one proxy.
 ///
-/// May name too much (the engine compares versions before anything travels), never too little.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// May say too much (the engine compares versions before anything travels), never too little. Names are asked about, not
+/// listed: who makes a change cannot know what clients will have subscribed to by the time they take it up.
+#[derive(Clone)]
 pub enum Touched {
     /// None of them.
     Nothing,
-    /// Only these.
-    Names(Arc<ahash::HashSet<Arc<str>>>),
+    /// Those of which one of these says so.
+    Matching(Vec<Predicate>),
     /// Any of them.
     Everything,
+}
+
+impl Touched {
+    /// More predicates than this cost more than looking at everything.
+    const MANY: usize = 8;
+
+    /// What one or the other touches.
+    pub(crate) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Everything, _) | (_, Self::Everything) => Self::Everything,
+            (Self::Nothing, other) | (other, Self::Nothing) => other,
+            (Self::Matching(mut some), Self::Matching(more)) => {
+                some.extend(more);
+                if some.len() > Self::MANY {
+                    Self::Everything
+                } else {
+                    Self::Matching(some)
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Touched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("Nothing"),
+            Self::Matching(predicates) => write!(f, "Matching({})", predicates.len()),
+            Self::Everything => f.write_str("Everything"),
+        }
+    }
 }
 
 /// A description of what happened between two worlds; sets of it unite.

@@ -311,7 +311,9 @@ impl Subscription {
         debug_assert!(self.in_flight.is_none(), "one response of a type at a time");
         let mut payload = Payload::default();
         let mut must_send = std::mem::take(&mut self.owed) && self.wildcard;
-        if self.wildcard && (touched != Touched::Nothing || must_send || !self.due.is_empty()) {
+        if self.wildcard
+            && (!matches!(touched, Touched::Nothing) || must_send || !self.due.is_empty())
+        {
             must_send |= self.evaluate_wildcard(must_send, lookup, &mut payload);
         }
         self.evaluate_names(&touched, lookup, &mut payload);
@@ -403,15 +405,10 @@ impl Subscription {
         let mut look: Vec<Arc<str>> = match touched {
             Touched::Nothing => Vec::new(),
             Touched::Everything => self.names.keys().cloned().collect(),
-            Touched::Names(some) if some.len() < self.names.len() => some
-                .iter()
-                .filter(|name| self.names.contains_key(*name))
-                .cloned()
-                .collect(),
-            Touched::Names(some) => self
+            Touched::Matching(predicates) => self
                 .names
                 .keys()
-                .filter(|name| some.contains(*name))
+                .filter(|name| predicates.iter().any(|touches| touches(name)))
                 .cloned()
                 .collect(),
         };

@@ -46,18 +46,9 @@ impl<S: ResourceSource> Published<S> {
         let Some(changes) = self.since(since) else {
             return Touched::Everything;
         };
-        let mut all = Touched::Nothing;
-        for change in changes {
-            all = match (all, source.touched(proxy, ty, change)) {
-                (Touched::Everything, _) | (_, Touched::Everything) => return Touched::Everything,
-                (Touched::Nothing, other) | (other, Touched::Nothing) => other,
-                (Touched::Names(mut names), Touched::Names(more)) => {
-                    Arc::make_mut(&mut names).extend(more.iter().cloned());
-                    Touched::Names(names)
-                }
-            };
-        }
-        all
+        changes
+            .map(|change| source.touched(proxy, ty, change))
+            .fold(Touched::Nothing, Touched::or)
     }
 }
 

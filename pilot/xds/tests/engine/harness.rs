@@ -98,9 +98,10 @@ impl ResourceSource for Source {
     fn touched(&self, _: &String, ty: ResourceType, change: &Delta) -> Touched {
         match change.0.get(&ty) {
             None => Touched::Nothing,
-            Some(names) => Touched::Names(Arc::new(
-                names.iter().map(|name| name.as_str().into()).collect(),
-            )),
+            Some(names) => {
+                let names = names.clone();
+                Touched::Matching(vec![Arc::new(move |name: &str| names.contains(name))])
+            }
         }
     }
 
