@@ -25,7 +25,9 @@ pub struct Affected {
     pub routes: bool,
 }
 
-/// See the [module](self).
+/// What differs between two snapshots, told by pointer comparison of what they share.
+///
+/// Answers err on the safe side: "touched" means "may differ, generate and compare"; "not touched" means "the same bytes".
 #[derive(Clone, Debug, Default)]
 pub struct ChangeSet {
     everything: bool,

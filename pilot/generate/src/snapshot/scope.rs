@@ -69,7 +69,10 @@ impl ScopeKey {
     }
 }
 
-/// See the [module](self).
+/// A snapshot seen through a [`ScopeKey`]: visible services and VirtualServices, selected Gateways.
+///
+/// Built in O(services + VirtualServices) of pointer work; whoever generates keeps scopes by key for as long as the
+/// snapshot lives.
 #[derive(Clone, Debug)]
 pub struct Scope {
     snapshot: Arc<Snapshot>,

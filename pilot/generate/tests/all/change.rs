@@ -49,7 +49,7 @@ fn a_route_change_touches_the_ports_of_its_hosts() {
     let changed = Fixture::parse(&format!("{text}{}", vs("ratings", ", timeout: 2s")));
     let before = Arc::new(Snapshot::build(&fixture.inputs, None));
     let mut inputs = fixture.inputs.clone();
-    inputs.configs = changed.inputs.configs.clone();
+    inputs.configs = changed.inputs.configs;
     let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
 
     // Equal objects keep their identity although they were parsed anew.
@@ -80,7 +80,7 @@ fn a_service_that_takes_the_host_of_a_route_moves_it_off_port_80() {
     let changed = Fixture::parse(&format!("{text}{}{entry}", vs("x.example.com", "")));
     let before = Arc::new(Snapshot::build(&fixture.inputs, None));
     let mut inputs = fixture.inputs.clone();
-    inputs.configs = changed.inputs.configs.clone();
+    inputs.configs = changed.inputs.configs;
     let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
     let change = ChangeSet::between(&before, &after);
     let scope = |s: &Arc<Snapshot>| Scope::of(s, &fixture.proxies[0]);
