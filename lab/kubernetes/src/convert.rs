@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::defaults;
 use crate::json;
 use crate::registry::Resource;
 

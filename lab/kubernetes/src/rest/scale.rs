@@ -89,16 +89,19 @@ fn selector_text(selector: &Value) -> String {
 
 /// What is missing is the scale: `deployments/scale.apps "web" not found`.
 fn find(context: &Context) -> Result<Arc<Object>> {
-    read::find(context).map_err(|error| match (error.code(), context.resource.group.as_str()) {
-        (404, group) => {
-            let dot = if group.is_empty() { "" } else { "." };
-            let (plural, name) = (&context.resource.plural, context.name().unwrap_or_default());
-            let message = format!("{plural}/scale{dot}{group} \"{name}\" not found");
-            ApiError::new(404, "NotFound", message)
-                .with_details(json!({"name": name, "group": group, "kind": format!("{plural}/scale")}))
-        }
-        _ => error,
-    })
+    read::find(context).map_err(
+        |error| match (error.code(), context.resource.group.as_str()) {
+            (404, group) => {
+                let dot = if group.is_empty() { "" } else { "." };
+                let (plural, name) = (&context.resource.plural, context.name().unwrap_or_default());
+                let message = format!("{plural}/scale{dot}{group} \"{name}\" not found");
+                ApiError::new(404, "NotFound", message).with_details(
+                    json!({"name": name, "group": group, "kind": format!("{plural}/scale")}),
+                )
+            }
+            _ => error,
+        },
+    )
 }
 
 pub(super) fn get(context: &Context) -> Result<Response> {

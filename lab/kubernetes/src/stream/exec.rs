@@ -45,6 +45,7 @@ pub(crate) async fn serve(context: &Context, request: Request<Body>) -> Result<R
     }
     let kubelet = kubelet(context)?;
     let (namespace, name) = (context.namespace.clone(), pod.name.clone());
+    let wanted = options.clone();
     let start = async move {
         kubelet
             .exec(&namespace, &name, options)
@@ -52,7 +53,7 @@ pub(crate) async fn serve(context: &Context, request: Request<Body>) -> Result<R
             .map_err(from_kubelet)
     };
     if spdy::is_upgrade(&request) {
-        return spdy::exec(request, start);
+        return spdy::exec(request, &wanted, start);
     }
     let upgrade = websocket(request).await?;
     Ok(upgrade
