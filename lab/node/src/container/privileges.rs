@@ -1,5 +1,7 @@
 //! Who a container's processes are: user, groups, capabilities.
 
+use std::os::fd::AsFd as _;
+
 use anyhow::Context as _;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
@@ -69,6 +71,11 @@ impl Privileges {
                 // A kernel older than a capability does not know it; then there is nothing to give up.
                 let _ = remove_capability_from_bounding_set(capability);
             }
+        }
+        // The log pipes were made by root; a program that opens /dev/stdout anew (Envoy's access log) must be let in.
+        for stream in [std::io::stdout().as_fd(), std::io::stderr().as_fd()] {
+            // A terminal or a file of somebody else's stays as it is: writing to what is open already needs no right.
+            let _ = std::os::unix::fs::fchown(stream, Some(self.uid), Some(self.gid));
         }
         let groups: Vec<Gid> = self.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
         setgroups(&groups).context("setting supplementary groups")?;
