@@ -164,7 +164,7 @@ impl ChangeSet {
             && self.rules.is_empty()
             && !self.gateways
             && !self.headless_endpoints
-            && !(self.accounts && !self.endpoints.is_empty())
+            && (!self.accounts || self.endpoints.is_empty())
     }
 
     /// Which types can be touched.

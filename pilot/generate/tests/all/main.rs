@@ -10,3 +10,4 @@ mod fixture;
 mod golden;
 mod property;
 mod scale;
+mod world;
