@@ -29,7 +29,7 @@ use crate::{
     model::{
         EndpointMap, Labels, Proxy, Service, ServiceEndpoints, ServiceKey, Workload, WorkloadMap,
     },
-    report::Report,
+    report::{Report, metric},
 };
 
 /// What a snapshot is made of. Every part is shared: to change one, clone the map behind it (a pointer per entry),
@@ -58,6 +58,7 @@ pub struct Snapshot {
     config: Arc<ConfigIndex>,
     services: Arc<ServiceIndex>,
     external: Arc<EndpointMap>,
+    report: Arc<Report>,
 }
 
 impl Snapshot {
@@ -108,12 +109,23 @@ impl Snapshot {
             Some(p) => p.external.clone(),
             None => Arc::new(external_endpoints(&config, previous.map(|p| &*p.external))),
         };
+        let same = previous
+            .filter(|p| Arc::ptr_eq(&p.config, &config) && Arc::ptr_eq(&p.services, &services));
+        let report = match same {
+            Some(p) => p.report.clone(),
+            None => {
+                let mut report = config.report.clone();
+                unknown_destinations(&config, &services, &mut report);
+                Arc::new(report)
+            }
+        };
         Snapshot {
             inputs: inputs.clone(),
             settings,
             config,
             services,
             external,
+            report,
         }
     }
 
@@ -139,7 +151,7 @@ impl Snapshot {
 
     /// Config that could not be used, and duplicates in it: independent of any proxy.
     pub fn report(&self) -> &Report {
-        &self.config.report
+        &self.report
     }
 
     /// Endpoint sets of a service: of its registry, and of ServiceEntries of the same host and namespace.
@@ -168,6 +180,43 @@ impl Snapshot {
             .clone()
             .or_else(|| self.workload_of(proxy).map(|w| w.labels.clone()))
             .unwrap_or_default()
+    }
+}
+
+/// Notes destinations that cannot work: whoever wrote the route wants to know before the first 503.
+fn unknown_destinations(config: &ConfigIndex, services: &ServiceIndex, report: &mut Report) {
+    for owner in &config.virtual_services {
+        let http = owner.http.iter().flat_map(|r| {
+            let mirror = r.mirror.iter().map(|m| &m.destination);
+            r.destinations.iter().map(|d| &d.destination).chain(mirror)
+        });
+        let l4 = owner
+            .tcp
+            .iter()
+            .chain(&owner.tls)
+            .flat_map(|r| r.destinations.iter().map(|(d, _)| d));
+        for destination in http.chain(l4) {
+            let problem = match services.by_host(&destination.host).next() {
+                None => format!("no service has the host {}", destination.host),
+                Some(_) if destination.subset.is_empty() => continue,
+                Some(service) => {
+                    let rule = config.rules.find(&owner.meta.namespace, service);
+                    if rule.is_some_and(|r| r.subset(&destination.subset).is_some()) {
+                        continue;
+                    }
+                    format!(
+                        "no DestinationRule declares subset {} of {}",
+                        destination.subset, destination.host
+                    )
+                }
+            };
+            let key = format!("{}/{}: {problem}", owner.meta.namespace, owner.meta.name);
+            report.event(
+                metric::UNKNOWN_DESTINATION,
+                key,
+                "requests of this route get 503",
+            );
+        }
     }
 }
 
