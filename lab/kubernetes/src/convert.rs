@@ -49,6 +49,12 @@ pub(crate) fn to_storage(resource: &Resource, version: &str, mut value: Value) -
         match (resource.group.as_str(), resource.plural.as_str(), version) {
             ("autoscaling", "horizontalpodautoscalers", "v1") => hpa_to_v2(&mut value),
             ("events.k8s.io", "events", _) => event_to_core(&mut value),
+            ("admissionregistration.k8s.io", _, "v1beta1") => {
+                let hooks = value.get_mut("webhooks").and_then(Value::as_array_mut);
+                for hook in hooks.into_iter().flatten() {
+                    defaults::webhook(json::as_map(hook), true);
+                }
+            }
             _ => {}
         }
         json::set(

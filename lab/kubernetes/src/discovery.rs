@@ -5,12 +5,12 @@ use http::{HeaderMap, HeaderValue, header};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::metrics;
 use crate::negotiate::accepted;
 use crate::registry::{Resource, STATUS_VERBS, Snapshot, Version, api_version};
 use crate::rest::header_text;
 use crate::server::Server;
 use crate::status::{Result, json_response, text_response};
-use crate::{crd, metrics};
 
 /// What /version says: the release whose behaviour this server follows.
 pub(crate) fn version() -> Value {
@@ -355,12 +355,4 @@ fn aggregated_resources(snapshot: &Snapshot, group: &str, version: &str) -> Vec<
         out.push(resource);
     }
     out
-}
-
-/// Changes with every CRD; part of document hashes.
-pub(crate) fn generation(server: &Server) -> (u64, usize) {
-    (
-        server.registry.snapshot().generation,
-        server.store.collection(crd::COLLECTION).len(),
-    )
 }

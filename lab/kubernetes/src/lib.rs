@@ -21,6 +21,7 @@ mod defaults;
 mod discovery;
 mod json;
 pub mod kubelet;
+mod maintenance;
 mod metrics;
 mod negotiate;
 mod openapi;

@@ -26,7 +26,7 @@ use crate::kubelet::Kubelet;
 use crate::pki::Pki;
 use crate::registry::{Registry, Resource};
 use crate::store::Store;
-use crate::{Config, Error, bootstrap, rest};
+use crate::{Config, Error, bootstrap, maintenance, rest};
 
 /// A client gets this long for the TLS handshake, and again for its request headers.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -68,6 +68,7 @@ impl Server {
             config,
         });
         bootstrap::run(&server).await?;
+        maintenance::spawn(&server);
         Ok(server)
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::Engine;
 use serde_json::{Value, json};
 
 use crate::json;
@@ -135,4 +136,48 @@ fn mount(pod: &mut Value) {
             {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}}],
             "defaultMode": 420}}));
     }
+}
+
+/// A secret of the old token type gets its token, if the account it names exists.
+pub(super) fn token_secret(context: &Context, secret: &mut Value) -> Result<()> {
+    let name = json::str_at(
+        secret,
+        &[
+            "metadata",
+            "annotations",
+            "kubernetes.io/service-account.name",
+        ],
+    )
+    .to_owned();
+    if json::str_at(secret, &["type"]) != "kubernetes.io/service-account-token" || name.is_empty() {
+        return Ok(());
+    }
+    let (server, namespace) = (&context.server, context.namespace.as_str());
+    let Some(account) = server
+        .store
+        .collection("serviceaccounts")
+        .get(namespace, &name)
+    else {
+        return Ok(());
+    };
+    let own = json::str_at(secret, &["metadata", "name"]);
+    let token = server
+        .tokens
+        .issue_legacy(&server.pki.token_key, namespace, &name, account.uid(), own)
+        .map_err(ApiError::internal)?;
+    let encode = |text: &str| Value::from(base64::engine::general_purpose::STANDARD.encode(text));
+    json::set(
+        secret,
+        &[
+            "metadata",
+            "annotations",
+            "kubernetes.io/service-account.uid",
+        ],
+        account.uid().into(),
+    );
+    let data = json::map_mut(secret, &["data"]);
+    data.insert("ca.crt".into(), encode(&server.pki.ca_pem));
+    data.insert("namespace".into(), encode(namespace));
+    data.insert("token".into(), encode(&token));
+    Ok(())
 }

@@ -33,6 +33,7 @@ pub(crate) async fn create(context: &Context, value: &mut Value) -> Result<()> {
             json::set(value, &["spec", "finalizers"], json!(["kubernetes"]));
             json::set(value, &["status"], json!({"phase": "Active"}));
         }
+        ("", "secrets") => account::token_secret(context, value)?,
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             drop(json::remove(value, &["status"]))
         }
@@ -45,6 +46,8 @@ pub(crate) async fn create(context: &Context, value: &mut Value) -> Result<()> {
 /// On update: what an old client leaves out and the server keeps.
 pub(crate) fn update(context: &Context, old: &Value, value: &mut Value) {
     if context.resource.is("", "services") {
+        // Ports are matched by protocol, which may have been left out.
+        service::defaults(value);
         service::keep(old, value);
     }
     apply(&context.resource, value);

@@ -158,8 +158,8 @@ async fn update(context: &Context, live: &Arc<Object>, applied: &Value) -> Resul
             .filter(|o| !is_same(o, &mine))
             .any(|o| o.paths.iter().any(|p| p.starts_with(path)))
     };
-    // Longest first: fields before the items that hold them.
-    for path in before.iter().rev().filter(|p| !wanted.contains_key(*p)) {
+    // Items before their fields: without its keys an item could not be found any more.
+    for path in before.iter().filter(|p| !wanted.contains_key(*p)) {
         let above_mine = mine.paths.iter().any(|p| p.starts_with(path));
         if !above_mine && !kept_by_others(path) {
             remove(&mut merged, path, &place);

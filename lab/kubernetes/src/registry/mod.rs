@@ -8,13 +8,11 @@ mod builtin;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
-use serde_json::Value;
-
 use crate::crd;
 use crate::crd::schema::Schema;
 use crate::store::{Collection, Store};
 use crate::typed::Check;
+use arc_swap::ArcSwap;
 
 /// A subresource as discovery shows it.
 #[derive(Debug, Clone)]
@@ -141,8 +139,6 @@ pub(crate) struct Snapshot {
     groups: BTreeMap<String, BTreeMap<String, Arc<Resource>>>,
     /// Groups in the order discovery lists them.
     pub(crate) order: Vec<String>,
-    /// Changes whenever the table does; part of ETags and OpenAPI hashes.
-    pub(crate) generation: u64,
 }
 
 /// What a path's group, version and plural lead to.
@@ -168,15 +164,6 @@ impl Snapshot {
 
     pub(crate) fn get(&self, group: &str, plural: &str) -> Option<Arc<Resource>> {
         self.groups.get(group)?.get(plural).cloned()
-    }
-
-    /// By kind, in any version.
-    pub(crate) fn by_kind(&self, group: &str, kind: &str) -> Option<Arc<Resource>> {
-        self.groups
-            .get(group)?
-            .values()
-            .find(|r| r.kind == kind)
-            .cloned()
     }
 
     /// Resources of a group, by plural.
@@ -259,10 +246,7 @@ impl Registry {
     /// Reads all CRDs and publishes a new table.
     pub(crate) fn rebuild(&self, store: &Store) {
         let _one_at_a_time = self.rebuild.lock();
-        let mut snapshot = Snapshot {
-            generation: self.current.load().generation + 1,
-            ..Snapshot::default()
-        };
+        let mut snapshot = Snapshot::default();
         for resource in builtin::all(store) {
             add(&mut snapshot, resource);
         }
@@ -310,12 +294,6 @@ fn add(snapshot: &mut Snapshot, resource: Resource) {
 /// `Foo` of `{apiVersion: G/V, kind: Foo}`: group and version apart.
 pub(crate) fn split_api_version(api_version: &str) -> (&str, &str) {
     api_version.split_once('/').unwrap_or(("", api_version))
-}
-
-/// Group, version and kind of an object.
-pub(crate) fn gvk(value: &Value) -> (&str, &str, &str) {
-    let (group, version) = split_api_version(crate::json::str_at(value, &["apiVersion"]));
-    (group, version, crate::json::str_at(value, &["kind"]))
 }
 
 #[cfg(test)]

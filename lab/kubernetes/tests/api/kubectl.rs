@@ -1,8 +1,9 @@
 //! Real kubectl, a current one and 1.20: what users type.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 use crate::harness::Lab;
@@ -92,6 +93,7 @@ impl Kubectl<'_> {
 
 async fn everyday(kubectl: &Kubectl<'_>) {
     let k = kubectl;
+    k.lab.default_account().await;
     std::fs::write(k.lab.dir.path().join("m.yaml"), MANIFEST).unwrap();
     let created = k.ok(&["apply", "-f", "m.yaml"]).await;
     assert_eq!(
@@ -360,4 +362,85 @@ async fn kubectl_1_20() {
     };
     let lab = Lab::start().await;
     everyday(&Kubectl { program, lab: &lab }).await;
+}
+
+/// Logs, exec with its exit code and standard input, and a forwarded port.
+async fn streams(program: PathBuf) {
+    let lab = crate::streams::with_pod().await;
+    let k = Kubectl { program, lab: &lab };
+    assert!(
+        k.ok(&["logs", "p", "--tail=3"])
+            .await
+            .contains("log of p/c tail Some(3)")
+    );
+    let exit = k.output(&["exec", "p", "--", "exit", "3"]).await;
+    assert_eq!(
+        exit.status.code(),
+        Some(3),
+        "{}",
+        String::from_utf8_lossy(&exit.stderr)
+    );
+    assert!(String::from_utf8_lossy(&exit.stderr).contains("bye"));
+    let mut cat = Command::new(&k.program)
+        .args(["exec", "-i", "p", "--", "cat"])
+        .env("KUBECONFIG", lab.kubeconfig())
+        .env("HOME", lab.dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = cat.stdin.take().unwrap();
+    stdin.write_all(b"through the pipe").await.unwrap();
+    drop(stdin);
+    assert_eq!(
+        cat.wait_with_output().await.unwrap().stdout,
+        b"through the pipe"
+    );
+    let mut forward = Command::new(&k.program)
+        .args(["port-forward", "pod/p", ":80"])
+        .env("KUBECONFIG", lab.kubeconfig())
+        .env("HOME", lab.dir.path())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    // It goes on printing: the pipe must stay open.
+    let mut lines = BufReader::new(forward.stdout.take().unwrap()).lines();
+    let line = lines.next_line().await.unwrap().unwrap();
+    let port: u16 = line
+        .split("127.0.0.1:")
+        .nth(1)
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    for _ in 0..2 {
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .unwrap();
+        stream.write_all(b"shout").await.unwrap();
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"SHOUT");
+    }
+    assert!(k.ok(&["top", "pod"]).await.contains("5m"));
+}
+
+#[tokio::test]
+async fn streams_of_a_current_kubectl() {
+    match current() {
+        Some(program) => streams(program).await,
+        None => println!("skipped: no kubectl in KUBECTL, .tools/kubectl or PATH"),
+    }
+}
+
+#[tokio::test]
+async fn streams_of_kubectl_1_20() {
+    match old() {
+        Some(program) => streams(program).await,
+        None => println!("skipped: no kubectl 1.20 in KUBECTL_1_20 or .tools/kubectl-1.20"),
+    }
 }

@@ -395,7 +395,8 @@ async fn services_get_addresses_and_ports() {
     let port = made["spec"]["ports"][0]["nodePort"].as_i64().unwrap();
     assert!((30000..=32767).contains(&port));
     // An update that leaves the allocations out keeps them.
-    let same = json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+    let same =
+        json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
     let kept = lab.put(&format!("{services}/s"), &same).await.unwrap();
     assert_eq!(kept["spec"]["clusterIP"], made["spec"]["clusterIP"]);
     assert_eq!(kept["spec"]["ports"][0]["nodePort"], port);
@@ -497,7 +498,7 @@ async fn bad_requests_are_named() {
         .await
         .unwrap_err();
     assert_eq!(error.code, 400);
-    let yaml = "metadata:\n  name: y\ndata: {k: v}\n";
+    let yaml = "metadata:\n  name: yy\ndata: {k: v}\n";
     let made = lab
         .send("POST", CMS, "application/yaml", yaml)
         .await
@@ -506,7 +507,7 @@ async fn bad_requests_are_named() {
     let failed = lab
         .send(
             "PATCH",
-            &format!("{CMS}/y"),
+            &format!("{CMS}/yy"),
             "application/json-patch+json",
             r#"[{"op":"remove","path":"/data/zz"}]"#,
         )
@@ -516,7 +517,7 @@ async fn bad_requests_are_named() {
         "the server rejected our request due to an error in our request"
     );
     assert_eq!(
-        lab.get(&format!("{CMS}/y")).await.unwrap()["data"]["k"],
+        lab.get(&format!("{CMS}/yy")).await.unwrap()["data"]["k"],
         "v"
     );
 }

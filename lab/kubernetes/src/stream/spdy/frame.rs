@@ -44,12 +44,26 @@ pub(super) type Headers = Vec<(String, String)>;
 /// A frame this side reads or writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    SynStream { id: u32, headers: Headers, fin: bool },
-    SynReply { id: u32 },
-    Reset { id: u32 },
-    Ping { id: u32 },
+    SynStream {
+        id: u32,
+        headers: Headers,
+        fin: bool,
+    },
+    SynReply {
+        id: u32,
+    },
+    Reset {
+        id: u32,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
-    Data { id: u32, data: Bytes, fin: bool },
+    Data {
+        id: u32,
+        data: Bytes,
+        fin: bool,
+    },
     /// Understood and of no consequence (SETTINGS, WINDOW_UPDATE, HEADERS).
     Other,
 }
@@ -62,7 +76,10 @@ pub(super) struct Reader<R> {
 
 impl<R: AsyncRead + Unpin> Reader<R> {
     pub(super) fn new(io: R) -> Self {
-        Self { io, inflate: Decompress::new(true) }
+        Self {
+            io,
+            inflate: Decompress::new(true),
+        }
     }
 
     /// The next frame; `None` at the end of the connection.
@@ -76,29 +93,47 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let flags = head[4];
         let length = usize::from(head[5]) << 16 | usize::from(head[6]) << 8 | usize::from(head[7]);
         if length > MAX_FRAME {
-            return Err(format!("a SPDY frame of {length} bytes is longer than the limit of {MAX_FRAME}"));
+            return Err(format!(
+                "a SPDY frame of {length} bytes is longer than the limit of {MAX_FRAME}"
+            ));
         }
         let mut body = vec![0; length];
-        self.io.read_exact(&mut body).await.map_err(|e| e.to_string())?;
+        self.io
+            .read_exact(&mut body)
+            .await
+            .map_err(|e| e.to_string())?;
         let word = u32::from_be_bytes([head[0], head[1], head[2], head[3]]);
         if word >> 31 == 0 {
-            return Ok(Some(Frame::Data { id: word, data: body.into(), fin: flags & 1 != 0 }));
+            return Ok(Some(Frame::Data {
+                id: word,
+                data: body.into(),
+                fin: flags & 1 != 0,
+            }));
         }
         self.control(word, flags, &body).map(Some)
     }
 
     fn control(&mut self, word: u32, flags: u8, body: &[u8]) -> Result<Frame, String> {
         if (word >> 16) & 0x7fff != u32::from(VERSION) {
-            return Err(format!("SPDY version {} is not spoken, only {VERSION}", (word >> 16) & 0x7fff));
+            return Err(format!(
+                "SPDY version {} is not spoken, only {VERSION}",
+                (word >> 16) & 0x7fff
+            ));
         }
         let number = |at: usize| -> Result<u32, String> {
-            let bytes = body.get(at..at + 4).ok_or("a SPDY control frame is too short")?;
+            let bytes = body
+                .get(at..at + 4)
+                .ok_or("a SPDY control frame is too short")?;
             Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & 0x7fff_ffff)
         };
         Ok(match word & 0xffff {
             1 => {
                 let block = body.get(10..).ok_or("a SYN_STREAM frame is too short")?;
-                Frame::SynStream { id: number(0)?, headers: self.headers(block)?, fin: flags & 1 != 0 }
+                Frame::SynStream {
+                    id: number(0)?,
+                    headers: self.headers(block)?,
+                    fin: flags & 1 != 0,
+                }
             }
             2 | 8 => {
                 // Their headers do not matter, but the compression state moves on.
@@ -114,7 +149,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     fn headers(&mut self, block: &[u8]) -> Result<Headers, String> {
         let plain = self.inflate(block)?;
-        let count = plain.get(..4).map_or(0, |c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]));
+        let count = plain
+            .get(..4)
+            .map_or(0, |c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]));
         let mut rest = plain.get(4..).unwrap_or_default();
         let mut headers = Vec::new();
         for _ in 0..count {
@@ -131,16 +168,22 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 out.reserve(1024);
             }
             if out.len() > MAX_HEADERS {
-                return Err(format!("SPDY headers of one stream exceed {MAX_HEADERS} bytes"));
+                return Err(format!(
+                    "SPDY headers of one stream exceed {MAX_HEADERS} bytes"
+                ));
             }
             let before = self.inflate.total_in();
-            let result = self.inflate.decompress_vec(input, &mut out, FlushDecompress::Sync);
+            let result = self
+                .inflate
+                .decompress_vec(input, &mut out, FlushDecompress::Sync);
             input = &input[(self.inflate.total_in() - before) as usize..];
             match result {
                 Ok(_) if input.is_empty() && out.len() < out.capacity() => return Ok(out),
                 Ok(_) => {}
                 Err(e) if e.needs_dictionary().is_some() => {
-                    self.inflate.set_dictionary(&dictionary()).map_err(|e| e.to_string())?;
+                    self.inflate
+                        .set_dictionary(&dictionary())
+                        .map_err(|e| e.to_string())?;
                 }
                 Err(e) => return Err(format!("a SPDY header block cannot be decompressed: {e}")),
             }
@@ -166,7 +209,9 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn new() -> Result<Self, String> {
         let mut deflate = Compress::new(Compression::default(), true);
-        deflate.set_dictionary(&dictionary()).map_err(|e| e.to_string())?;
+        deflate
+            .set_dictionary(&dictionary())
+            .map_err(|e| e.to_string())?;
         Ok(Self { deflate })
     }
 
@@ -213,7 +258,9 @@ impl Writer {
                 out.reserve(256);
             }
             let before = self.deflate.total_in();
-            self.deflate.compress_vec(input, &mut out, FlushCompress::Sync).map_err(|e| e.to_string())?;
+            self.deflate
+                .compress_vec(input, &mut out, FlushCompress::Sync)
+                .map_err(|e| e.to_string())?;
             input = &input[(self.deflate.total_in() - before) as usize..];
             if input.is_empty() && out.len() < out.capacity() {
                 return Ok(out);
@@ -254,17 +301,37 @@ mod tests {
 
     #[tokio::test]
     async fn frames_round_trip() {
-        let headers = |n: u8| vec![("streamtype".to_owned(), "data".to_owned()), ("port".to_owned(), n.to_string())];
+        let headers = |n: u8| {
+            vec![
+                ("streamtype".to_owned(), "data".to_owned()),
+                ("port".to_owned(), n.to_string()),
+            ]
+        };
         let frames = [
-            Frame::SynStream { id: 1, headers: headers(1), fin: false },
-            Frame::SynStream { id: 3, headers: headers(2), fin: true },
-            Frame::Data { id: 1, data: Bytes::from_static(b"hello"), fin: true },
+            Frame::SynStream {
+                id: 1,
+                headers: headers(1),
+                fin: false,
+            },
+            Frame::SynStream {
+                id: 3,
+                headers: headers(2),
+                fin: true,
+            },
+            Frame::Data {
+                id: 1,
+                data: Bytes::from_static(b"hello"),
+                fin: true,
+            },
             Frame::Ping { id: 7 },
             Frame::Reset { id: 3 },
             Frame::GoAway,
         ];
         let mut writer = Writer::new().unwrap();
-        let bytes: Vec<u8> = frames.iter().flat_map(|f| writer.encode(f).unwrap()).collect();
+        let bytes: Vec<u8> = frames
+            .iter()
+            .flat_map(|f| writer.encode(f).unwrap())
+            .collect();
         let mut reader = Reader::new(bytes.as_slice());
         for frame in frames {
             assert_eq!(reader.next().await.unwrap(), Some(frame));
@@ -274,7 +341,12 @@ mod tests {
 
     #[tokio::test]
     async fn garbage_is_refused() {
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0x80, 3, 0, 1, 0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 2]] {
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[
+                0x80, 3, 0, 1, 0, 0, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 2,
+            ],
+        ] {
             assert!(Reader::new(bytes).next().await.is_err());
         }
     }

@@ -39,11 +39,17 @@ const MAX_STREAMS: usize = 512;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn is_upgrade(request: &Request<Body>) -> bool {
-    header_text(request.headers(), "upgrade").to_ascii_lowercase().starts_with("spdy/")
+    header_text(request.headers(), "upgrade")
+        .to_ascii_lowercase()
+        .starts_with("spdy/")
 }
 
 /// Answers 101 and hands the connection to `run`.
-fn upgrade<F>(mut request: Request<Body>, protocol: &'static str, run: impl FnOnce(TokioIo<hyper::upgrade::Upgraded>) -> F + Send + 'static) -> Result<Response>
+fn upgrade<F>(
+    mut request: Request<Body>,
+    protocol: &'static str,
+    run: impl FnOnce(TokioIo<hyper::upgrade::Upgraded>) -> F + Send + 'static,
+) -> Result<Response>
 where
     F: Future<Output = ()> + Send,
 {
@@ -59,7 +65,10 @@ where
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-    headers.insert("x-stream-protocol-version", HeaderValue::from_static(protocol));
+    headers.insert(
+        "x-stream-protocol-version",
+        HeaderValue::from_static(protocol),
+    );
     Ok(response)
 }
 
@@ -69,19 +78,34 @@ pub(super) fn exec(
     start: impl Future<Output = Result<ExecSession>> + Send + 'static,
 ) -> Result<Response> {
     let offered = request.headers().get_all("x-stream-protocol-version");
-    let known = offered.iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).any(|p| p.trim() == EXEC_PROTOCOL);
+    let known = offered
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .any(|p| p.trim() == EXEC_PROTOCOL);
     if !known {
-        return Err(ApiError::new(403, "Forbidden", format!("unable to upgrade: unable to negotiate protocol: server supports [{EXEC_PROTOCOL}]")));
+        return Err(ApiError::new(
+            403,
+            "Forbidden",
+            format!(
+                "unable to upgrade: unable to negotiate protocol: server supports [{EXEC_PROTOCOL}]"
+            ),
+        ));
     }
     let mut expected = vec!["error"];
-    for (wanted, name) in
-        [(options.stdin, "stdin"), (options.stdout, "stdout"), (options.stderr && !options.tty, "stderr"), (options.tty, "resize")]
-    {
+    for (wanted, name) in [
+        (options.stdin, "stdin"),
+        (options.stdout, "stdout"),
+        (options.stderr && !options.tty, "stderr"),
+        (options.tty, "resize"),
+    ] {
         if wanted {
             expected.push(name);
         }
     }
-    upgrade(request, EXEC_PROTOCOL, move |io| run_exec(io, expected, start))
+    upgrade(request, EXEC_PROTOCOL, move |io| {
+        run_exec(io, expected, start)
+    })
 }
 
 pub(super) fn port_forward(request: Request<Body>, target: Target) -> Result<Response> {
@@ -110,7 +134,12 @@ pub(super) async fn tunnel(socket: WebSocket, target: Target) {
     let outward = async {
         let mut buffer = vec![0; CHUNK];
         while let Ok(n) = from_spdy.read(&mut buffer).await {
-            if n == 0 || sender.send(Message::Binary(Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+            if n == 0
+                || sender
+                    .send(Message::Binary(Bytes::copy_from_slice(&buffer[..n])))
+                    .await
+                    .is_err()
+            {
                 break;
             }
         }
@@ -133,15 +162,33 @@ struct Stream {
 
 impl Stream {
     fn header(&self, name: &str) -> &str {
-        self.headers.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v)
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map_or("", |(_, v)| v)
     }
 
     async fn write(&self, data: Bytes) -> bool {
-        self.output.send(Frame::Data { id: self.id, data, fin: false }).await.is_ok()
+        self.output
+            .send(Frame::Data {
+                id: self.id,
+                data,
+                fin: false,
+            })
+            .await
+            .is_ok()
     }
 
     async fn finish(&self) {
-        drop(self.output.send(Frame::Data { id: self.id, data: Bytes::new(), fin: true }).await);
+        drop(
+            self.output
+                .send(Frame::Data {
+                    id: self.id,
+                    data: Bytes::new(),
+                    fin: true,
+                })
+                .await,
+        );
     }
 }
 
@@ -170,7 +217,11 @@ impl Connection {
     }
 }
 
-async fn read(mut reader: Reader<impl AsyncRead + Unpin>, opened: mpsc::Sender<Stream>, output: mpsc::Sender<Frame>) {
+async fn read(
+    mut reader: Reader<impl AsyncRead + Unpin>,
+    opened: mpsc::Sender<Stream>,
+    output: mpsc::Sender<Frame>,
+) {
     let mut inputs: HashMap<u32, mpsc::Sender<Bytes>> = HashMap::new();
     loop {
         let frame = match reader.next().await {
@@ -191,7 +242,12 @@ async fn read(mut reader: Reader<impl AsyncRead + Unpin>, opened: mpsc::Sender<S
                 if !fin {
                     inputs.insert(id, input);
                 }
-                let stream = Stream { id, headers, input: inbox, output: output.clone() };
+                let stream = Stream {
+                    id,
+                    headers,
+                    input: inbox,
+                    output: output.clone(),
+                };
                 if opened.send(stream).await.is_err() {
                     // Nobody takes new streams any more; the rest is read until the client hangs up.
                     inputs.clear();
@@ -240,15 +296,22 @@ async fn run_exec(
     let mut streams: HashMap<String, Stream> = HashMap::new();
     let collect = async {
         while expected.iter().any(|e| !streams.contains_key(*e)) {
-            let Some(stream) = connection.streams.recv().await else { return false };
+            let Some(stream) = connection.streams.recv().await else {
+                return false;
+            };
             streams.insert(stream.header("streamtype").to_owned(), stream);
         }
         true
     };
-    if !tokio::time::timeout(PATIENCE, collect).await.unwrap_or(false) {
+    if !tokio::time::timeout(PATIENCE, collect)
+        .await
+        .unwrap_or(false)
+    {
         return tracing::debug!(?expected, "a SPDY client did not open its streams");
     }
-    let Some(error) = streams.remove("error") else { return };
+    let Some(error) = streams.remove("error") else {
+        return;
+    };
     let status = match start.await {
         Ok(session) => relay(session, &mut streams, &mut connection).await,
         Err(e) => Some(e.body()),
@@ -264,8 +327,18 @@ async fn run_exec(
 }
 
 /// Runs a command over its streams; `None` if the client hung up.
-async fn relay(session: ExecSession, streams: &mut HashMap<String, Stream>, connection: &mut Connection) -> Option<serde_json::Value> {
-    let ExecSession { stdin, stdout, stderr, resize, status } = session;
+async fn relay(
+    session: ExecSession,
+    streams: &mut HashMap<String, Stream>,
+    connection: &mut Connection,
+) -> Option<serde_json::Value> {
+    let ExecSession {
+        stdin,
+        stdout,
+        stderr,
+        resize,
+        status,
+    } = session;
     let (output, mut pending) = mpsc::channel(QUEUE);
     let mut tasks = JoinSet::new();
     for (channel, reader) in [(STDOUT, stdout), (STDERR, stderr)] {
@@ -329,7 +402,11 @@ async fn run_forward(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, t
             }
             continue;
         };
-        let (error, data) = if stream.header("streamtype") == "data" { (other, stream) } else { (stream, other) };
+        let (error, data) = if stream.header("streamtype") == "data" {
+            (other, stream)
+        } else {
+            (stream, other)
+        };
         forwards.spawn(forward(error, data, target.clone()));
     }
     forwards.shutdown().await;
@@ -367,11 +444,28 @@ async fn forward(error: Stream, mut data: Stream, target: Target) {
         let mut buffer = vec![0; CHUNK];
         while let Ok(n) = reader.read(&mut buffer).await {
             let chunk = Bytes::copy_from_slice(&buffer[..n]);
-            if n == 0 || output.send(Frame::Data { id, data: chunk, fin: false }).await.is_err() {
+            if n == 0
+                || output
+                    .send(Frame::Data {
+                        id,
+                        data: chunk,
+                        fin: false,
+                    })
+                    .await
+                    .is_err()
+            {
                 break;
             }
         }
-        drop(output.send(Frame::Data { id, data: Bytes::new(), fin: true }).await);
+        drop(
+            output
+                .send(Frame::Data {
+                    id,
+                    data: Bytes::new(),
+                    fin: true,
+                })
+                .await,
+        );
     };
     // The pod's end of the conversation is the end; the client may have closed its half long before.
     tokio::pin!(inward);

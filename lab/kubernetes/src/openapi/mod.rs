@@ -1,12 +1,16 @@
 //! OpenAPI documents, as far as clients need them.
 //!
-//! v2 is the empty document (zero bytes of protobuf): kubectl then validates nothing itself. v3 tells
-//! kubectl for every kind that the server validates fields.
+//! Neither holds the schemas of built-in kinds, so kubectl validates nothing itself. v3 tells it for every
+//! kind that the server validates fields, and explains custom resources; v2 (protobuf) tells older ones
+//! which kinds can be dry-run.
+
+mod swagger;
 
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, header};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::discovery;
 use crate::registry::{Resource, Snapshot};
@@ -19,21 +23,21 @@ const V2_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobu
 pub(crate) fn serve(server: &Server, segments: &[&str], headers: &HeaderMap) -> Result<Response> {
     let snapshot = server.registry.snapshot();
     Ok(match segments {
-        ["openapi", "v2"] | ["swagger-2.0.0.pb-v1"] => v2(headers),
-        ["openapi", "v3"] => index(server, &snapshot),
-        ["openapi", "v3", "api", "v1"] => document(&snapshot, "", "v1"),
+        ["openapi", "v2"] | ["swagger-2.0.0.pb-v1"] => v2(&snapshot, headers),
+        ["openapi", "v3"] => index(&snapshot),
+        ["openapi", "v3", "api", "v1"] => json_response(200, document(&snapshot, "", "v1")),
         ["openapi", "v3", "apis", group, version]
             if snapshot.versions(group).iter().any(|v| v == version) =>
         {
-            document(&snapshot, group, version)
+            json_response(200, document(&snapshot, group, version))
         }
         _ => text_response(404, "404 page not found\n"),
     })
 }
 
-fn v2(headers: &HeaderMap) -> Response {
+fn v2(snapshot: &Snapshot, headers: &HeaderMap) -> Response {
     if header_text(headers, "accept").contains("protobuf") {
-        let mut response = Response::new(Body::empty());
+        let mut response = Response::new(Body::from(swagger::document(snapshot)));
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static(V2_TYPE));
@@ -46,8 +50,7 @@ fn v2(headers: &HeaderMap) -> Response {
     )
 }
 
-fn index(server: &Server, snapshot: &Snapshot) -> Response {
-    let (generation, crds) = discovery::generation(server);
+fn index(snapshot: &Snapshot) -> Response {
     let mut paths = Map::new();
     for group in &snapshot.order {
         for version in snapshot.versions(group) {
@@ -56,19 +59,9 @@ fn index(server: &Server, snapshot: &Snapshot) -> Response {
             } else {
                 format!("apis/{group}/{version}")
             };
-            // The URL is cached for ever, so it must change when the document may have changed.
-            let hash = format!(
-                "{}-{generation}-{crds}-{}",
-                server.store.version(),
-                std::process::id()
-            );
-            let hash = if is_builtin(snapshot, group) {
-                discovery::version()["gitVersion"]
-                    .to_string()
-                    .replace('"', "")
-            } else {
-                hash
-            };
+            // Clients cache the URL for ever, so it changes with the document.
+            let digest = Sha256::digest(document(snapshot, group, &version));
+            let hash: String = digest.iter().take(16).map(|b| format!("{b:02X}")).collect();
             paths.insert(
                 path.clone(),
                 json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
@@ -78,13 +71,9 @@ fn index(server: &Server, snapshot: &Snapshot) -> Response {
     json_response(200, json!({"paths": paths}).to_string())
 }
 
-fn is_builtin(snapshot: &Snapshot, group: &str) -> bool {
-    snapshot.group(group).all(|r| !r.custom)
-}
-
 /// The documents of one group version: the operations by which kubectl recognises server-side
 /// validation, and for custom resources their schemas, which `kubectl explain` prints.
-fn document(snapshot: &Snapshot, group: &str, version: &str) -> Response {
+fn document(snapshot: &Snapshot, group: &str, version: &str) -> String {
     let mut paths = Map::new();
     let mut schemas = Map::new();
     for resource in snapshot
@@ -96,7 +85,7 @@ fn document(snapshot: &Snapshot, group: &str, version: &str) -> Response {
     }
     let body = json!({"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": discovery::version()["gitVersion"]},
         "paths": paths, "components": {"schemas": schemas}});
-    json_response(200, body.to_string())
+    body.to_string()
 }
 
 fn schema_name(resource: &Resource, version: &str) -> String {
