@@ -43,7 +43,7 @@ pub(crate) struct DaemonArgs {
     /// Directory of the mesh's binaries [default: that of this program].
     #[arg(long, env = "MESOZOIC_LAB_BIN_DIR")]
     pub(crate) bin_dir: Option<PathBuf>,
-    /// The Envoy binary that the image proxyv2 carries [default: envoy in --bin-dir, .tools/ above it, or on PATH].
+    /// The Envoy binary that the image proxyv2 carries [default: envoy in --bin-dir, in .tools above it, or on PATH].
     #[arg(long, env = "MESOZOIC_LAB_ENVOY")]
     pub(crate) envoy: Option<PathBuf>,
     /// YAML map of image name to program path.

@@ -120,11 +120,11 @@ fn find_envoy(given: Option<PathBuf>, bin_dir: &Path) -> anyhow::Result<Option<P
             .with_context(|| format!("--envoy {}", path.display()));
     }
     let beside = bin_dir.join("envoy");
-    let tools = bin_dir.ancestors().map(|dir| dir.join(".tools/envoy"));
-    let tools_bin = bin_dir.ancestors().map(|dir| dir.join(".tools/bin/envoy"));
+    let tools = bin_dir
+        .ancestors()
+        .map(|dir| dir.join(".tools/envoy-1.40.0/envoy"));
     let found = std::iter::once(beside)
         .chain(tools)
-        .chain(tools_bin)
         .find(|path| path.is_file());
     Ok(found.or_else(|| crate::tools::which("envoy")))
 }
@@ -147,18 +147,14 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
         address,
         node_name,
     } = parts;
-    let Lab {
-        holder,
-        host_net,
-        adopted,
-    } = lab;
+    let Lab { host_net, adopted } = lab;
     let drain = Drain::on_signals().context("signal handlers")?;
     let api = open_api(&state, &node_name).await?;
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
 
     listen(&api, &tasks, &stop, host_listener).await?;
-    let client = api.client("system:node:node0");
+    let client = api.client(&format!("system:node:{node_name}"));
     let objects = Arc::new(Objects::watch(&client, &tasks, &stop));
     let services = start_network(&objects, &client, host_net, &tasks, &stop)?;
     let (recorder, writer) = events::Recorder::new(client.clone(), node_name.clone());
@@ -168,7 +164,6 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
         node_name: node_name.clone(),
         addresses: Addresses::open(state.root().join("next-address")),
         state: state.clone(),
-        lab: holder,
         images,
         objects,
         services,
@@ -210,6 +205,8 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     if let Err(error) = pods.await {
         tracing::error!(%error, "the pods' manager ended badly");
     }
+    // Watches end, so that serving ends without waiting for its clients.
+    api.stop();
     stop.cancel();
     tasks.close();
     if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {

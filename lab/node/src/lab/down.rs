@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use rustix::process::Signal;
 
 use super::state::{LabInfo, StateDir};
-use crate::{files, process::ProcId};
+use crate::{container::RunState, files, pod::sandbox::Sandbox, process::ProcId};
 
 /// Ends the lab; with `purge` its directory goes, too.
 pub(crate) async fn run(state: &StateDir, purge: bool) -> anyhow::Result<()> {
@@ -52,6 +52,36 @@ pub(crate) async fn sweep(state: &StateDir) -> anyhow::Result<()> {
     }
     holder.kill().await;
     Ok(())
+}
+
+/// Kills the pods of a lab whose holder is gone, by what their state files say, and forgets them.
+pub(crate) fn discard_pods(state: &StateDir) {
+    for pod in fs::read_dir(state.pods()).into_iter().flatten().flatten() {
+        let dir = pod.path();
+        let runs = fs::read_dir(dir.join("containers"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .flat_map(|container| {
+                fs::read_dir(container.path())
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+            });
+        for run in runs {
+            if let Ok(Some(running)) = files::read_json::<RunState>(&run.path().join("state.json"))
+            {
+                running.init.signal(Signal::KILL);
+                running.shim.signal(Signal::KILL);
+            }
+        }
+        if let Some(sandbox) = Sandbox::adopt(&dir) {
+            sandbox.pause.signal(Signal::KILL);
+        }
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            tracing::warn!("{} stays behind: {error}", dir.display());
+        }
+    }
 }
 
 /// Removes what belongs to processes that no longer exist; objects stay unless `purge`.

@@ -27,8 +27,6 @@ pub(crate) const SELF: &str = "/proc/self/exe";
 /// A daemon's place in the lab's namespaces.
 #[derive(Debug)]
 pub(crate) struct Lab {
-    /// The process that holds the namespaces.
-    pub(crate) holder: ProcId,
     /// The network namespace the daemon came from.
     pub(crate) host_net: File,
     /// Whether the namespaces existed before this start.
@@ -45,18 +43,18 @@ impl Lab {
         let known: Option<ProcId> = files::read_json(&state.holder_json())?;
         let (holder, adopted) = match known.filter(|holder| holder.is_alive()) {
             Some(holder) => (holder, true),
-            None => (start_holder(state)?, false),
+            None => {
+                // Whatever still runs is tied to namespaces that no longer have a bridge to anywhere.
+                down::discard_pods(state);
+                (start_holder(state)?, false)
+            }
         };
         let net =
             File::open(holder.proc("ns/net")).context("opening the lab's network namespace")?;
         let mnt = File::open(holder.proc("ns/mnt")).context("opening the lab's mount namespace")?;
         setns(&net, CloneFlags::CLONE_NEWNET).context("entering the lab's network namespace")?;
         setns(&mnt, CloneFlags::CLONE_NEWNS).context("entering the lab's mount namespace")?;
-        Ok(Self {
-            holder,
-            host_net,
-            adopted,
-        })
+        Ok(Self { host_net, adopted })
     }
 }
 
@@ -99,7 +97,7 @@ fn start_holder(state: &StateDir) -> anyhow::Result<ProcId> {
         let _ = child.kill();
         let _ = child.wait();
         bail!(
-            "the lab's namespaces could not be made: {} (kernel support for namespaces, bridges and veth is needed)",
+            "the lab's namespaces could not be made: {} (needed: CAP_SYS_ADMIN and CAP_NET_ADMIN, as root on a machine or in a container started with --privileged, and a kernel with bridge and veth)",
             line.trim()
         );
     }

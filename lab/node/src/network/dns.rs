@@ -41,6 +41,8 @@ const TTL: u32 = 5;
 const UDP_LIMIT: usize = 512;
 const TCP_IDLE: Duration = Duration::from_secs(10);
 const MAX_TCP: usize = 256;
+/// Aliases of aliases that are followed.
+const LONGEST_CHAIN: u32 = 8;
 
 /// Binds both sockets and serves until `stop`.
 pub(crate) async fn serve(
@@ -123,7 +125,7 @@ fn answer(query: &[u8], table: &ServiceTable, udp: bool) -> Option<Vec<u8>> {
     });
     match query.queries.as_slice() {
         [question] if query.metadata.op_code == OpCode::Query => {
-            let outcome = resolve(table, question.name(), question.query_type());
+            let outcome = resolve(table, question.name(), question.query_type(), 0);
             reply.metadata.response_code = outcome.code;
             if outcome.answers.is_empty()
                 && let Some(soa) = soa()
@@ -168,7 +170,7 @@ impl Outcome {
     }
 }
 
-fn resolve(table: &ServiceTable, name: &Name, kind: RecordType) -> Outcome {
+fn resolve(table: &ServiceTable, name: &Name, kind: RecordType, depth: u32) -> Outcome {
     let text = name.to_ascii().trim_end_matches('.').to_ascii_lowercase();
     if let Some(reversed) = text.strip_suffix(".in-addr.arpa") {
         return pointer(table, name, reversed, kind);
@@ -193,7 +195,7 @@ fn resolve(table: &ServiceTable, name: &Name, kind: RecordType) -> Outcome {
             }
         }
         [service, namespace, "svc"] => match table.get(namespace, service) {
-            Some(service) => service_records(service, name, kind),
+            Some(service) => service_records(table, service, name, kind, depth),
             None => Outcome::missing(),
         },
         [port, protocol, service, namespace, "svc"]
@@ -218,16 +220,30 @@ fn resolve(table: &ServiceTable, name: &Name, kind: RecordType) -> Outcome {
     }
 }
 
-fn service_records(service: &ServiceEntry, name: &Name, kind: RecordType) -> Outcome {
+fn service_records(
+    table: &ServiceTable,
+    service: &ServiceEntry,
+    name: &Name,
+    kind: RecordType,
+    depth: u32,
+) -> Outcome {
     if let Kind::ExternalName(target) = &service.kind {
         let Ok(target) = Name::from_ascii(format!("{}.", target.trim_end_matches('.'))) else {
             return Outcome::found(Vec::new());
         };
-        return Outcome::found(vec![Record::from_rdata(
+        let alias = Record::from_rdata(
             name.clone(),
             TTL,
-            RData::CNAME(rdata::CNAME(target)),
-        )]);
+            RData::CNAME(rdata::CNAME(target.clone())),
+        );
+        let mut outcome = Outcome::found(vec![alias]);
+        // Stub resolvers expect the whole chain, as far as this server knows it.
+        if kind != RecordType::CNAME && depth < LONGEST_CHAIN {
+            outcome
+                .answers
+                .extend(resolve(table, &target, kind, depth + 1).answers);
+        }
+        return outcome;
     }
     if kind == RecordType::SRV {
         return srv(service, name, kind, None);
@@ -372,4 +388,160 @@ fn soa() -> Option<Record> {
     let mailbox = Name::from_ascii(format!("hostmaster.{CLUSTER_DOMAIN}.")).ok()?;
     let soa = rdata::SOA::new(server, mailbox, 1, 7200, 1800, 86400, TTL);
     Some(Record::from_rdata(zone, TTL, RData::SOA(soa)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::services::Host;
+
+    fn table() -> ServiceTable {
+        let service =
+            |name: &str, kind: Kind, cluster_ip: Option<[u8; 4]>, hosts: &[(&str, [u8; 4])]| {
+                let ports = vec![PortEntry {
+                    name: "http".into(),
+                    protocol: "TCP".into(),
+                    port: 80,
+                    node_port: None,
+                    targets: hosts
+                        .iter()
+                        .map(|(_, ip)| std::net::SocketAddrV4::new((*ip).into(), 8080))
+                        .collect(),
+                }];
+                let hosts = hosts
+                    .iter()
+                    .map(|(name, ip)| Host {
+                        ip: (*ip).into(),
+                        hostname: (!name.is_empty()).then(|| (*name).to_owned()),
+                    })
+                    .collect();
+                let entry = ServiceEntry {
+                    namespace: "ns".into(),
+                    name: name.into(),
+                    kind,
+                    cluster_ip: cluster_ip.map(Into::into),
+                    ports,
+                    hosts,
+                };
+                (("ns".to_owned(), name.to_owned()), entry)
+            };
+        let hosts: &[(&str, [u8; 4])] = &[("db-0", [10, 244, 0, 17]), ("", [10, 244, 0, 18])];
+        ServiceTable {
+            services: [
+                service("web", Kind::ClusterIp, Some([10, 96, 1, 2]), &[]),
+                service("db", Kind::ClusterIp, None, hosts),
+                service("empty", Kind::ClusterIp, None, &[]),
+                service(
+                    "alias",
+                    Kind::ExternalName("web.ns.svc.cluster.local".into()),
+                    None,
+                    &[],
+                ),
+                service(
+                    "loop",
+                    Kind::ExternalName("loop.ns.svc.cluster.local".into()),
+                    None,
+                    &[],
+                ),
+            ]
+            .into(),
+        }
+    }
+
+    fn ask(name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+        let name = Name::from_ascii(format!("{name}.")).unwrap();
+        let outcome = resolve(&table(), &name, kind, 0);
+        (
+            outcome.code,
+            outcome
+                .answers
+                .iter()
+                .map(|record| record.data.to_string())
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn every_sort_of_name() {
+        use RecordType::{A, AAAA, PTR, SRV};
+        let ok = |answers: &[&str]| {
+            (
+                ResponseCode::NoError,
+                answers.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            )
+        };
+        let missing = (ResponseCode::NXDomain, Vec::new());
+        let zone = "ns.svc.cluster.local";
+        assert_eq!(ask(&format!("web.{zone}"), A), ok(&["10.96.1.2"]));
+        assert_eq!(
+            ask(&format!("WEB.{zone}"), AAAA),
+            ok(&[]),
+            "the name exists, the type does not"
+        );
+        assert_eq!(
+            ask(&format!("db.{zone}"), A),
+            ok(&["10.244.0.17", "10.244.0.18"])
+        );
+        assert_eq!(ask(&format!("db-0.db.{zone}"), A), ok(&["10.244.0.17"]));
+        assert_eq!(
+            ask(&format!("10-244-0-18.db.{zone}"), A),
+            ok(&["10.244.0.18"])
+        );
+        assert_eq!(ask(&format!("empty.{zone}"), A), missing);
+        assert_eq!(ask(&format!("nobody.{zone}"), A), missing);
+        assert_eq!(ask("example.com", A), missing);
+        assert_eq!(
+            ask("web.ns.svc.cluster.local.ns.svc.cluster.local", A),
+            missing
+        );
+        assert_eq!(
+            ask(&format!("_http._tcp.web.{zone}"), SRV),
+            ok(&["0 100 80 web.ns.svc.cluster.local."])
+        );
+        assert_eq!(ask(&format!("_http._tcp.db.{zone}"), SRV).1.len(), 2);
+        assert_eq!(ask(&format!("_grpc._tcp.web.{zone}"), SRV), missing);
+        assert_eq!(
+            ask("2.1.96.10.in-addr.arpa", PTR),
+            ok(&["web.ns.svc.cluster.local."])
+        );
+        assert_eq!(
+            ask("10-244-0-9.ns.pod.cluster.local", A),
+            ok(&["10.244.0.9"])
+        );
+        assert_eq!(
+            ask(&format!("alias.{zone}"), A),
+            ok(&["web.ns.svc.cluster.local.", "10.96.1.2"])
+        );
+        assert_eq!(
+            ask(&format!("loop.{zone}"), A).0,
+            ResponseCode::NoError,
+            "a loop ends"
+        );
+    }
+
+    #[test]
+    fn garbage_gets_no_answer_and_long_answers_are_cut_for_udp() {
+        assert_eq!(answer(b"\x00\x01garbage", &table(), true), None);
+        let mut many = table();
+        let hosts = (0..100)
+            .map(|n| Host {
+                ip: [10, 244, 1, n].into(),
+                hostname: None,
+            })
+            .collect();
+        many.services
+            .get_mut(&("ns".into(), "db".into()))
+            .unwrap()
+            .hosts = hosts;
+        let mut query = Message::query();
+        query.add_query(hickory_proto::op::Query::query(
+            Name::from_ascii("db.ns.svc.cluster.local.").unwrap(),
+            RecordType::A,
+        ));
+        let query = query.to_vec().unwrap();
+        let short = Message::from_vec(&answer(&query, &many, true).unwrap()).unwrap();
+        assert!(short.metadata.truncation);
+        let full = Message::from_vec(&answer(&query, &many, false).unwrap()).unwrap();
+        assert_eq!(full.answers.len(), 100);
+    }
 }

@@ -109,7 +109,7 @@ pub(crate) async fn run(
         tokio::select! {
             () = stop.cancelled() => return,
             changed = table.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(Duration::from_secs(2)), if !failed.is_empty() => {}
+            () = tokio::time::sleep(Duration::from_secs(2)), if !failed.is_empty() => failed.clear(),
         }
     }
 }

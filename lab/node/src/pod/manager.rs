@@ -27,7 +27,7 @@ pub(crate) struct Update {
     pub(crate) down: bool,
 }
 
-/// Runs until `stop`; then, with `end_pods` set, ends all pods' processes before it returns.
+/// Runs until `stop`, then ends all pods' processes before it returns.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut workers: HashMap<String, watch::Sender<Update>> = HashMap::new();
     let tasks = TaskTracker::new();
@@ -150,5 +150,20 @@ async fn remove_orphans(context: &Context, present: &[String]) {
             context.addresses.release(sandbox.ip);
         }
         cleanup::remove(&dir, None);
+    }
+    // Log directories end in the UID of their pod.
+    for entry in fs::read_dir(context.state.logs())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name
+            .rsplit('_')
+            .next()
+            .is_some_and(|uid| present.iter().any(|present| present == uid))
+        {
+            cleanup::remove(&entry.path(), None);
+        }
     }
 }

@@ -33,7 +33,6 @@ use crate::{
     lab::state::StateDir,
     network::{addresses::Addresses, services::ServiceTable},
     objects::Objects,
-    process::ProcId,
 };
 
 /// What every worker shares.
@@ -41,8 +40,6 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) node_name: String,
     pub(crate) state: StateDir,
-    /// A process in the lab's network namespace.
-    pub(crate) lab: ProcId,
     pub(crate) images: Images,
     pub(crate) addresses: Addresses,
     pub(crate) objects: Arc<Objects>,

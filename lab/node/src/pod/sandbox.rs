@@ -59,14 +59,15 @@ impl Sandbox {
         hostname: &str,
         ip: Ipv4Addr,
         host_network: bool,
-        lab: ProcId,
     ) -> anyhow::Result<Self> {
         // Unique because the address is.
         let veth = format!("v{:08x}", u32::from(ip));
+        // This process lives in the lab's network namespace.
+        let lab_pid = i32::try_from(std::process::id()).context("pid out of range")?;
         let network = (!host_network).then(|| PauseNetwork {
             ip,
             veth: veth.clone(),
-            lab_pid: lab.pid,
+            lab_pid,
         });
         let spec = serde_json::to_string(&PauseSpec {
             hostname: hostname.to_owned(),

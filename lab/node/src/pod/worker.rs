@@ -89,13 +89,13 @@ enum Verdict {
 }
 
 impl Worker {
-    /// A worker for the pod in the channel; adopts what an earlier daemon left.
+    /// A worker for the pod in the channel.
     pub(crate) fn new(context: Arc<Context>, updates: watch::Receiver<Update>) -> Self {
         let pod = updates.borrow().pod.clone();
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let dir = context.state.pod(&uid);
         let (outbox, inbox) = mpsc::channel(64);
-        let mut worker = Self {
+        Self {
             dir,
             sandbox: None,
             sandbox_retry: None,
@@ -116,14 +116,13 @@ impl Worker {
             context,
             updates,
             pod,
-        };
-        worker.adopt();
-        worker
+        }
     }
 
-    /// Runs until the pod is gone.
+    /// Adopts what an earlier daemon left, then runs until the pod is gone.
     pub(crate) async fn run(mut self) {
         let mut configs = self.context.objects.config_changed.clone();
+        self.adopt().await;
         self.context.objects.ready().await;
         loop {
             match self.verdict() {

@@ -87,6 +87,7 @@ pub(crate) async fn dns_answers_inside_a_pod(lab: &Lab) {
         resolve("kubernetes.default.svc.cluster.local").await,
         "10.96.0.1\n"
     );
+    assert_eq!(resolve("outside").await, format!("{ip}\n"));
     assert_eq!(resolve("no-such-service.default").await, "");
     let began = std::time::Instant::now();
     assert_eq!(resolve("example.com").await, "");

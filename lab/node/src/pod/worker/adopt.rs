@@ -1,6 +1,6 @@
 //! Taking over what an earlier daemon left of a pod.
 
-use std::fs;
+use std::{fs, path::Path, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -49,9 +49,44 @@ pub(super) fn containers(pod: &Pod) -> Vec<ContainerState> {
     init.chain(main).collect()
 }
 
+/// What a run came to. The daemon may have died just after it had started a shim: that one is given time to say so.
+async fn settled(dir: &Path) -> Option<Found> {
+    let spec = dir.join("spec.json");
+    for _ in 0..100 {
+        let found = find(dir);
+        if found.is_some() || !spec.exists() || !has_shim(&spec) {
+            return found.or_else(|| find(dir));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    find(dir)
+}
+
+/// Whether some process is the shim of this specification.
+fn has_shim(spec: &Path) -> bool {
+    let argument = spec.as_os_str().as_encoded_bytes();
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .iter()
+                .all(u8::is_ascii_digit)
+        })
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .any(|command| {
+            command
+                .split(|byte| *byte == 0)
+                .any(|word| word == argument)
+        })
+}
+
 impl Worker {
     /// Finds the sandbox and the containers that still run, and how the others ended.
-    pub(super) fn adopt(&mut self) {
+    pub(super) async fn adopt(&mut self) {
         self.sandbox = Sandbox::adopt(&self.dir);
         if let Some(sandbox) = &self.sandbox {
             self.context.addresses.reserve(sandbox.ip);
@@ -90,7 +125,7 @@ impl Worker {
                     message: None,
                 });
             }
-            match find(&run_dir(&self.dir, &name, attempt)) {
+            match settled(&run_dir(&self.dir, &name, attempt)).await {
                 // A container without its sandbox has no network any more.
                 Some(Found::Running(running)) if self.sandbox.is_some() => {
                     tracing::info!(pod = %format!("{}/{}", self.namespace(), self.name()), container = name, "adopted");

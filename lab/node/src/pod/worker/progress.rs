@@ -130,14 +130,7 @@ impl Worker {
         let made = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&dir)?;
             plan::write_etc(&pod, ip, &dir)?;
-            Sandbox::create(
-                &context.state,
-                &dir,
-                plan::hostname(&pod),
-                ip,
-                host_network,
-                context.lab,
-            )
+            Sandbox::create(&context.state, &dir, plan::hostname(&pod), ip, host_network)
         })
         .await?;
         match made {
