@@ -60,12 +60,13 @@ pub(crate) struct Discovery {
     #[arg(long = "configDir", env = "PILOT_CONFIG_DIR", value_name = "DIR")]
     pub(crate) config_dir: Option<PathBuf>,
 
-    /// Mesh settings. Without such a file: ConfigMap "istio", key "mesh", of the own namespace; else defaults.
+    /// Mesh settings. Empty, or no such file: ConfigMap "istio", key "mesh", of the own namespace; else defaults.
     #[arg(
         long = "meshConfig",
         env = "PILOT_MESH_CONFIG",
         default_value = "/etc/istio/config/mesh",
-        value_name = "FILE"
+        value_name = "FILE",
+        value_parser = path
     )]
     pub(crate) mesh_config: PathBuf,
 
@@ -249,6 +250,12 @@ impl Generation {
             ..pilot_generate::Options::default()
         }
     }
+}
+
+/// A path; empty means that there is no such file.
+#[allow(clippy::unnecessary_wraps)] // the signature of a value parser
+fn path(text: &str) -> Result<PathBuf, std::convert::Infallible> {
+    Ok(PathBuf::from(text))
 }
 
 /// A bound on age that may be infinite.

@@ -53,8 +53,7 @@ impl World {
         let old = self.scopes.lock().clone();
         let scopes = old
             .into_iter()
-            // A scope nobody asked for during a whole world has lost its proxies.
-            .filter(|(_, cache)| cache.used.load(Ordering::Relaxed))
+            .filter(|(_, cache)| cache.idle() <= IDLE_WORLDS)
             .map(|(key, cache)| {
                 let next = cache.carry(&snapshot, key.clone(), change);
                 (key, Arc::new(next))
@@ -88,6 +87,9 @@ impl World {
     }
 }
 
+/// A scope nobody asked for during so many worlds has lost its proxies. (A single world may live for milliseconds.)
+const IDLE_WORLDS: u32 = 32;
+
 /// An outbound listener without what the single proxy adds to it.
 pub(crate) struct SharedListener {
     resource: Resource,
@@ -99,6 +101,8 @@ pub(crate) struct SharedListener {
 pub(crate) struct ScopeCache {
     scope: Scope,
     used: AtomicBool,
+    /// Worlds before this one in which nobody asked.
+    idle_before: u32,
     clusters: OnceLock<Arc<Vec<Resource>>>,
     listeners: OnceLock<Arc<Vec<SharedListener>>>,
     /// What a regeneration may find itself equal to.
@@ -117,6 +121,7 @@ impl ScopeCache {
         Self {
             scope,
             used: AtomicBool::new(false),
+            idle_before: 0,
             clusters: OnceLock::new(),
             listeners: OnceLock::new(),
             former_clusters: None,
@@ -129,8 +134,17 @@ impl ScopeCache {
         }
     }
 
+    fn idle(&self) -> u32 {
+        if self.used.load(Ordering::Relaxed) {
+            0
+        } else {
+            self.idle_before + 1
+        }
+    }
+
     fn carry(&self, snapshot: &Arc<Snapshot>, key: ScopeKey, change: &ChangeSet) -> Self {
         let mut next = Self::new(Scope::build(snapshot, key));
+        next.idle_before = self.idle();
         let affected = change.affected();
         let clusters = self.clusters.get().or(self.former_clusters.as_ref());
         // A cluster that holds its endpoints itself (STRICT_DNS) changes with them.

@@ -101,6 +101,11 @@ struct Fleet {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    // Reading its config is not what is measured.
+    let serving = serving(&args.target);
+    tokio::time::timeout(Duration::from_secs(args.timeout), serving)
+        .await
+        .with_context(|| format!("--target {}: not ready to serve", args.target))??;
     let before = args.server_pid.map(process::usage).transpose()?;
     let begun = Instant::now();
     let mut fleet = Fleet::launch(&args);
@@ -155,6 +160,29 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Output::Table => println!("{}", table(&report)),
     }
     Ok(())
+}
+
+/// Waits until the server says by gRPC's health protocol that it serves; one that does not speak it is taken to.
+async fn serving(target: &str) -> anyhow::Result<()> {
+    use tonic_health::pb::{
+        HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+    };
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{target}"))
+        .with_context(|| format!("--target {target:?}: expected HOST:PORT"))?;
+    let channel = endpoint
+        .connect()
+        .await
+        .with_context(|| format!("--target {target}: cannot connect"))?;
+    let mut client = HealthClient::new(channel);
+    loop {
+        match client.check(HealthCheckRequest::default()).await {
+            Ok(response) if response.get_ref().status() == ServingStatus::Serving => return Ok(()),
+            Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(()),
+            Ok(_) => {}
+            Err(status) => anyhow::bail!("--target {target}: {status}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 impl Fleet {
