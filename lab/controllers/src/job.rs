@@ -10,7 +10,7 @@ use futures::future::join_all;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 
@@ -19,13 +19,15 @@ use crate::error::{During, Result, unless_gone};
 use crate::owners::{claim_all, controller_key, controller_reference};
 use crate::pod_control;
 use crate::pods;
-use crate::replica_set::{pod_from, usable};
+use crate::replica_set::pod_from;
 use crate::runtime::driver::{Again, Controller};
 use crate::runtime::events::Kind;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::Key;
 
 const COMPONENT: &str = "job-controller";
+const CONTROLLER_UID: &str = "batch.kubernetes.io/controller-uid";
+const JOB_NAME: &str = "batch.kubernetes.io/job-name";
 
 pub(crate) struct Jobs {
     context: Arc<Context>,
@@ -157,6 +159,19 @@ fn step(job: &Job, pods: &[Arc<Pod>], now: Timestamp) -> Step {
     }
 }
 
+/// The Job's selector; one that came without is selected by its own UID, as the labels of its pods say.
+fn selector(job: &Job) -> LabelSelector {
+    let given = job
+        .spec
+        .as_ref()
+        .and_then(|s| s.selector.clone())
+        .filter(|s| !pods::is_empty(s));
+    given.unwrap_or_else(|| LabelSelector {
+        match_labels: Some([(CONTROLLER_UID.to_owned(), job.uid().unwrap_or_default())].into()),
+        match_expressions: None,
+    })
+}
+
 impl Jobs {
     pub(crate) fn new(context: Arc<Context>) -> Self {
         let queue = Arc::new(Queue::new());
@@ -181,12 +196,18 @@ impl Jobs {
         let Some(spec) = job.spec.as_ref() else {
             return Ok(());
         };
-        let pod = pod_from(
+        let mut pod = pod_from(
             &spec.template,
             &format!("{}-", key.name),
             &key.namespace,
             controller_reference(job),
         );
+        let labels = pod.labels_mut();
+        labels.insert(CONTROLLER_UID.to_owned(), job.uid().unwrap_or_default());
+        labels.insert(JOB_NAME.to_owned(), key.name.clone());
+        // Older tools select by the short forms.
+        labels.insert("controller-uid".to_owned(), job.uid().unwrap_or_default());
+        labels.insert("job-name".to_owned(), key.name.clone());
         let api = self.context.api::<Pod>(&key.namespace);
         let params = PostParams::default();
         for result in join_all((0..count).map(|_| api.create(&params, &pod))).await {
@@ -300,12 +321,7 @@ impl Controller for Jobs {
         if job.metadata.deletion_timestamp.is_some() {
             return Ok(Again::Never);
         }
-        let selector = job
-            .spec
-            .as_ref()
-            .and_then(|s| s.selector.clone())
-            .unwrap_or_default();
-        usable(&selector, || format!("Job {key}"))?;
+        let selector = selector(&job);
         let pods = claim_all(
             &self.context.client,
             &self.context.stores.pods,

@@ -310,7 +310,7 @@ mod tests {
         });
 
         let empty = new_set(0, 0, None);
-        let (status, next) = rollout(&web, Some(&empty), &[empty.clone()], 0, t0);
+        let (status, next) = rollout(&web, Some(&empty), std::slice::from_ref(&empty), 0, t0);
         assert_eq!(
             reasons(&status),
             [
@@ -330,7 +330,7 @@ mod tests {
         web.status = Some(status);
 
         let made = new_set(2, 0, None);
-        let (status, _) = rollout(&web, Some(&made), &[made.clone()], 0, t0);
+        let (status, _) = rollout(&web, Some(&made), std::slice::from_ref(&made), 0, t0);
         assert_eq!(
             reasons(&status),
             [
@@ -341,7 +341,7 @@ mod tests {
         web.status = Some(status);
 
         let ready = new_set(2, 2, None);
-        let (status, next) = rollout(&web, Some(&ready), &[ready.clone()], 0, t0);
+        let (status, next) = rollout(&web, Some(&ready), std::slice::from_ref(&ready), 0, t0);
         assert_eq!(
             reasons(&status),
             [
@@ -355,7 +355,7 @@ mod tests {
         let (same, _) = rollout(
             &web,
             Some(&ready),
-            &[ready.clone()],
+            std::slice::from_ref(&ready),
             0,
             t0 + Duration::from_secs(99),
         );
@@ -366,13 +366,19 @@ mod tests {
     fn the_deadline_passes() {
         let t0: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
         let made = new_set(2, 0, None);
-        let (status, _) = rollout(&deployment(json!({})), Some(&made), &[made.clone()], 0, t0);
+        let (status, _) = rollout(
+            &deployment(json!({})),
+            Some(&made),
+            std::slice::from_ref(&made),
+            0,
+            t0,
+        );
         let mut web = deployment(json!({}));
         web.status = Some(status);
         let (status, next) = rollout(
             &web,
             Some(&made),
-            &[made.clone()],
+            std::slice::from_ref(&made),
             0,
             t0 + Duration::from_secs(599),
         );
@@ -381,7 +387,7 @@ mod tests {
         let (status, next) = rollout(
             &web,
             Some(&made),
-            &[made.clone()],
+            std::slice::from_ref(&made),
             0,
             t0 + Duration::from_secs(600),
         );
@@ -415,7 +421,7 @@ mod tests {
             conditions: Some(conditions),
             ..DeploymentStatus::default()
         });
-        let (status, _) = rollout(&web, Some(&stuck), &[stuck.clone()], 0, t0);
+        let (status, _) = rollout(&web, Some(&stuck), std::slice::from_ref(&stuck), 0, t0);
         assert_eq!(
             reasons(&status)[2],
             triple(REPLICA_FAILURE, "True", "FailedCreate")
@@ -423,7 +429,7 @@ mod tests {
         assert_eq!(status.unavailable_replicas, Some(2));
         web.status = Some(status);
         let healed = new_set(2, 0, None);
-        let (status, _) = rollout(&web, Some(&healed), &[healed.clone()], 0, t0);
+        let (status, _) = rollout(&web, Some(&healed), std::slice::from_ref(&healed), 0, t0);
         assert!(reasons(&status).iter().all(|r| r.0 != REPLICA_FAILURE));
     }
 }

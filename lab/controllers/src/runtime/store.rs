@@ -14,7 +14,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -63,14 +63,26 @@ type Handler<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
 
 pub(crate) struct Store<K> {
     inner: RwLock<Inner<K>>,
+    /// Held from a change to the end of its handlers: they hear of changes in the order in which these happened.
+    order: Mutex<()>,
     handlers: RwLock<Vec<Handler<K>>>,
     synced: watch::Sender<bool>,
+}
+
+/// Where an object comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Watch,
+    /// The answer to a write of ours, which may arrive after the watch has told what followed.
+    Answer,
 }
 
 struct Inner<K> {
     objects: BTreeMap<Key, Arc<K>>,
     /// The list that is being read; it replaces `objects` once it is complete.
     relist: Option<BTreeMap<Key, Arc<K>>>,
+    /// The newest version the watch has brought.
+    seen: u64,
     /// UIDs this process saw removed before the watch said so; late events must not bring them back.
     buried: HashSet<String>,
 }
@@ -81,8 +93,10 @@ impl<K: Stored> Store<K> {
             inner: RwLock::new(Inner {
                 objects: BTreeMap::new(),
                 relist: None,
+                seen: 0,
                 buried: HashSet::new(),
             }),
+            order: Mutex::new(()),
             handlers: RwLock::new(Vec::new()),
             synced: watch::Sender::new(false),
         })
@@ -124,12 +138,16 @@ impl<K: Stored> Store<K> {
     }
 
     /// Takes in the API server's answer to a write of ours.
+    ///
+    /// An answer that comes late, after the watch has passed its version, changes nothing.
     pub(crate) fn wrote(&self, object: K) {
-        self.apply(object);
+        let _order = self.order.lock();
+        self.apply(object, Source::Answer);
     }
 
     /// Takes in that the object with this UID is gone, as the API server answered to a delete of ours.
     pub(crate) fn removed(&self, key: &Key, uid: &str) {
+        let _order = self.order.lock();
         let old = {
             let mut inner = self.inner.write();
             let old = inner.take(key, Some(uid));
@@ -144,12 +162,15 @@ impl<K: Stored> Store<K> {
         }
     }
 
-    fn apply(&self, object: K) {
+    fn apply(&self, object: K, source: Source) {
         let key = Key::of(&object);
         let object = Arc::new(object);
         let old = {
             let mut inner = self.inner.write();
             if object.uid().is_some_and(|uid| inner.buried.contains(&uid)) {
+                return;
+            }
+            if source == Source::Answer && inner.has_passed(&key, object.as_ref()) {
                 return;
             }
             if let Some(relist) = inner.relist.as_mut() {
@@ -176,6 +197,14 @@ impl<K: Stored> Store<K> {
     }
 
     fn event(&self, event: watcher::Event<K>) {
+        let _order = self.order.lock();
+        if let watcher::Event::InitApply(object)
+        | watcher::Event::Apply(object)
+        | watcher::Event::Delete(object) = &event
+        {
+            let mut inner = self.inner.write();
+            inner.seen = inner.seen.max(version(object).unwrap_or(0));
+        }
         match event {
             watcher::Event::Init => self.inner.write().relist = Some(BTreeMap::new()),
             watcher::Event::InitApply(object) => {
@@ -184,7 +213,7 @@ impl<K: Stored> Store<K> {
                 }
             }
             watcher::Event::InitDone => self.replace(),
-            watcher::Event::Apply(object) => self.apply(object),
+            watcher::Event::Apply(object) => self.apply(object, Source::Watch),
             watcher::Event::Delete(object) => {
                 let key = Key::of(&object);
                 let uid = object.uid();
@@ -291,6 +320,15 @@ fn is_expired(error: &watcher::Error) -> bool {
 }
 
 impl<K: Stored> Inner<K> {
+    /// The watch has brought newer things and the object is not here: it was deleted since.
+    fn has_passed(&self, key: &Key, object: &K) -> bool {
+        let known = self
+            .objects
+            .get(key)
+            .is_some_and(|known| known.uid() == object.uid());
+        !known && version(object).is_some_and(|version| version <= self.seen)
+    }
+
     fn take(&mut self, key: &Key, uid: Option<&str>) -> Option<Arc<K>> {
         let same = |object: &Arc<K>| uid.is_none() || object.uid().as_deref() == uid;
         if let Some(relist) = self.relist.as_mut()
@@ -338,7 +376,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use k8s_openapi::api::core::v1::ConfigMap;
-    use parking_lot::Mutex;
 
     fn object(name: &str, uid: &str, version: u32) -> ConfigMap {
         let mut object = ConfigMap::default();
@@ -393,6 +430,17 @@ mod tests {
         store.wrote(object("a", "u2", 8));
         store.event(watcher::Event::Delete(object("a", "u1", 7)));
         assert_eq!(store.get(&Key::new("n", "a")).unwrap().uid().unwrap(), "u2");
+        assert_eq!(*log.lock(), ["->u1@5", "u1@5>-", "->u2@8"]);
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_deletion_brings_nothing_back() {
+        let (store, log) = store();
+        store.event(watcher::Event::Apply(object("a", "u1", 5)));
+        store.event(watcher::Event::Delete(object("a", "u1", 7)));
+        store.wrote(object("a", "u1", 6));
+        assert!(store.get(&Key::new("n", "a")).is_none());
+        store.wrote(object("a", "u2", 8));
         assert_eq!(*log.lock(), ["->u1@5", "u1@5>-", "->u2@8"]);
     }
 

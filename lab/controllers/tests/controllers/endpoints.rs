@@ -202,6 +202,7 @@ async fn readiness_reaches_the_slice_within_50_ms() {
     }
     times.sort();
     // The best of six speaks for the code, the others for how busy the machine is.
+    eprintln!("pod readiness to slice: {times:?}");
     assert!(times[0] < Duration::from_millis(50), "{times:?}");
 }
 

@@ -22,12 +22,15 @@ use lab_kubernetes::{
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Generous, because the test machine may be busy; every wait ends as soon as its condition holds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pods with this annotation stay not ready until the annotation is gone.
 pub(crate) const HOLD: &str = "test/hold";
+/// Pods with this annotation end at once: `0` well, anything else badly.
+pub(crate) const EXIT: &str = "test/exit";
 
 pub(crate) struct Lab {
     pub(crate) server: ApiServer,
@@ -35,6 +38,7 @@ pub(crate) struct Lab {
     pub(crate) usage: Usage,
     pub(crate) dir: tempfile::TempDir,
     stop: CancellationToken,
+    controllers: Mutex<Option<Running>>,
 }
 
 impl Drop for Lab {
@@ -55,13 +59,7 @@ impl Lab {
         let usage = Usage::default();
         server.set_kubelet(Arc::new(usage.clone()));
         let stop = CancellationToken::new();
-        let config = Config {
-            cluster_ca_pem: server.ca_certificate().to_owned(),
-            hpa_sync_period: Duration::from_millis(200),
-            ..Config::default()
-        };
-        let controllers = server.client("system:kube-controller-manager");
-        tokio::spawn(lab_controllers::run(controllers, config, stop.clone()));
+        let controllers = Mutex::new(Some(controllers(&server, &stop)));
         let node = json!({"apiVersion": "v1", "kind": "Node",
             "metadata": {"name": "node0", "labels": {"kubernetes.io/hostname": "node0", "topology.kubernetes.io/zone": "z1"}},
             "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
@@ -80,7 +78,19 @@ impl Lab {
             usage,
             dir,
             stop,
+            controllers,
         }
+    }
+
+    /// Ends the controllers; what happens meanwhile they learn at their next start.
+    pub(crate) async fn stop_controllers(&self) {
+        let (stop, task) = self.controllers.lock().take().unwrap();
+        stop.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    pub(crate) fn start_controllers(&self) {
+        *self.controllers.lock() = Some(controllers(&self.server, &self.stop));
     }
 
     pub(crate) fn api<K>(&self) -> Api<K>
@@ -170,6 +180,22 @@ impl Lab {
         let all = self.until::<Event>(&what, |all| all.iter().any(matches));
         all.await.into_iter().find(|e| matches(e)).unwrap()
     }
+}
+
+type Running = (CancellationToken, JoinHandle<lab_controllers::Result<()>>);
+
+fn controllers(server: &ApiServer, stop: &CancellationToken) -> Running {
+    let config = Config {
+        cluster_ca_pem: server.ca_certificate().to_owned(),
+        hpa_sync_period: Duration::from_millis(200),
+        ..Config::default()
+    };
+    let stop = stop.child_token();
+    let client = server.client("system:kube-controller-manager");
+    (
+        stop.clone(),
+        tokio::spawn(lab_controllers::run(client, config, stop)),
+    )
 }
 
 fn is_rolled_out(deployment: &Deployment) -> bool {
@@ -275,6 +301,14 @@ async fn kubelet(client: Client, stop: CancellationToken) {
             .find(|c| c.type_ == "Ready")
             .map(|c| c.status == "True");
         if finished || shown == Some(ready) {
+            continue;
+        }
+        if let Some(code) = pod.annotations().get(EXIT) {
+            let phase = if code == "0" { "Succeeded" } else { "Failed" };
+            let patch = Patch::Merge(json!({"status": {"phase": phase}}));
+            let _ = api
+                .patch_status(&name, &PatchParams::default(), &patch)
+                .await;
             continue;
         }
         let ip = status.pod_ip.unwrap_or_else(|| {

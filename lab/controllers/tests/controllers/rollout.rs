@@ -391,3 +391,41 @@ async fn a_refusing_webhook_shows_on_set_and_deployment_and_heals() {
         reasons(&web)
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn controllers_that_were_away_finish_what_was_begun_and_repeat_nothing() {
+    let lab = Lab::start().await;
+    lab.create::<Deployment>(deployment("web", 2, "a")).await;
+    lab.rolled_out("web").await;
+    let before: BTreeSet<_> = lab.list::<Pod>().await.iter().map(|p| p.uid()).collect();
+    lab.stop_controllers().await;
+    // Meanwhile one pod dies, the history of watches is lost, and another Deployment is asked for.
+    let victim = lab.list::<Pod>().await.remove(0);
+    lab.api::<Pod>()
+        .delete(&victim.name_any(), &DeleteParams::default())
+        .await
+        .unwrap();
+    lab.until::<Pod>("one pod left", |all| all.len() == 1).await;
+    lab.create::<Deployment>(deployment("new", 1, "a")).await;
+    lab.server.compact();
+    lab.start_controllers();
+    lab.rolled_out("new").await;
+    lab.until::<Pod>("replaced", |all| {
+        all.iter().filter(|p| p.labels()["app"] == "web").count() == 2
+    })
+    .await;
+    lab.rolled_out("web").await;
+    let after: BTreeSet<_> = lab
+        .list::<Pod>()
+        .await
+        .iter()
+        .filter(|p| p.labels()["app"] == "web")
+        .map(|p| p.uid())
+        .collect();
+    assert_eq!(
+        before.intersection(&after).count(),
+        1,
+        "the surviving pod was left alone"
+    );
+    assert_eq!(lab.list::<ReplicaSet>().await.len(), 2);
+}
