@@ -67,6 +67,9 @@ pub(crate) struct LoadArgs {
         default_value = "/productpage,/api/v1/products/0,/api/v1/products/0/reviews,/api/v1/products/0/ratings"
     )]
     pub(crate) path: Vec<String>,
+    /// A page with this text counts as failed, whatever its status. May be given several times.
+    #[arg(long, value_name = "TEXT", default_value = "currently unavailable")]
+    pub(crate) fail_on: Vec<String>,
     /// Requests per second.
     #[arg(long, default_value_t = 40.0, value_name = "NUMBER", value_parser = positive)]
     pub(crate) rate: f64,
@@ -180,6 +183,7 @@ pub(crate) async fn run_all(
     };
     let mut plan = Plan::new(address, load.path.clone());
     plan.rate = load.rate;
+    plan.degraded.clone_from(&load.fail_on);
     plan.connections = load.connections.into();
     if let Some(host) = &load.host {
         plan.host.clone_from(host);

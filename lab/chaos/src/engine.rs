@@ -63,7 +63,7 @@ pub struct Options {
     pub load: Plan,
     /// How long to wait for a steady state before giving up.
     pub steady_timeout: Duration,
-    /// How long to send load before the script begins, so that the picture has a "before".
+    /// How long to send load before the script begins and after it ends, so that there is a "before" and an "after".
     pub baseline: Duration,
 }
 
@@ -221,7 +221,9 @@ pub async fn run(
 
 async fn play(experiment: &dyn Experiment, cx: &mut Context, baseline: Duration) -> Result<()> {
     tokio::time::sleep(baseline).await;
-    experiment.run(cx).await
+    experiment.run(cx).await?;
+    tokio::time::sleep(baseline).await;
+    Ok(())
 }
 
 fn outcome(

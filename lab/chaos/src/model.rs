@@ -184,7 +184,7 @@ pub struct Fault {
 pub struct Requests {
     /// Requests sent.
     pub total: u64,
-    /// Answered below 500 (and below 400: the load asks for pages that exist).
+    /// Answered below 400 with a whole page.
     pub ok: u64,
     /// Everything else.
     pub failed: u64,

@@ -3,7 +3,8 @@
 //! Each connection is one task with its own schedule (`start + k · connections / rate`). It waits for the answer
 //! before it sends again, so a slow mesh gets fewer requests instead of an ever longer queue; a slot that passed while
 //! it waited is skipped, never made up for by a burst. What a user would notice counts as a failure: status 400 and
-//! above, a refused or broken connection, no answer in time. A kept-alive connection that the server closed between
+//! above, a refused or broken connection, no answer in time, and a page that says that a part of it is missing (an
+//! application that hides a failed backend behind status 200 hides it from status counters, not from its users). A kept-alive connection that the server closed between
 //! two requests is no failure: nothing was sent on it, and the next request opens a new one.
 
 mod client;
@@ -33,6 +34,8 @@ pub struct Plan {
     pub rate: f64,
     /// Connections.
     pub connections: usize,
+    /// Texts that tell a page with a missing part, whatever its status.
+    pub degraded: Vec<String>,
     /// No answer within this time is a failure.
     pub timeout: Duration,
 }
@@ -47,6 +50,7 @@ impl Plan {
             paths,
             rate: 40.0,
             connections: 4,
+            degraded: Vec::new(),
             timeout: Duration::from_secs(10),
         }
     }
@@ -111,7 +115,9 @@ async fn worker(plan: Arc<Plan>, index: usize, recorder: Arc<Recorder>, stop: Ca
         let sent = Instant::now();
         let reply = tokio::time::timeout(plan.timeout, connection.get(&plan.host, path)).await;
         let failure = match reply {
-            Ok(Ok(reply)) if reply.status < 400 => None,
+            Ok(Ok(reply)) if reply.status < 400 => {
+                missing_part(&reply, &plan.degraded).map(|text| (Kind::Degraded, text))
+            }
             Ok(Ok(reply)) => Some((
                 if reply.status < 500 {
                     Kind::ClientError
@@ -137,6 +143,15 @@ async fn worker(plan: Arc<Plan>, index: usize, recorder: Arc<Recorder>, stop: Ca
             next += interval.mul_f64(missed.ceil());
         }
     }
+}
+
+/// What the page says about its missing part: the sentence around the marker.
+fn missing_part(reply: &Reply, markers: &[String]) -> Option<String> {
+    let body = String::from_utf8_lossy(&reply.body);
+    let at = markers.iter().find_map(|marker| body.find(marker))?;
+    let from = body[..at].rfind(['>', '"', '\n']).map_or(0, |p| p + 1);
+    let sentence: String = body[from..].chars().take(160).collect();
+    Some(format!("status {}, but: {sentence}", reply.status))
 }
 
 #[cfg(test)]

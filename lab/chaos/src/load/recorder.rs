@@ -19,6 +19,8 @@ const FAILURES: usize = 50;
 /// How a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
+    /// Status below 400, but the page says that a part of it is missing.
+    Degraded,
     /// Status 400 to 499.
     ClientError,
     /// Status 500 and above.
@@ -32,6 +34,8 @@ pub enum Kind {
 pub struct Bucket {
     /// Answered below 400.
     pub ok: u32,
+    /// Answered below 400, but the page says that a part of it is missing.
+    pub degraded: u32,
     /// Answered 400 to 499.
     pub client_error: u32,
     /// Answered 500 and above.
@@ -45,7 +49,7 @@ pub struct Bucket {
 impl Bucket {
     /// Requests that did not end well.
     pub fn failed(&self) -> u32 {
-        self.client_error + self.server_error + self.transport
+        self.degraded + self.client_error + self.server_error + self.transport
     }
 
     /// All requests.
@@ -53,8 +57,10 @@ impl Bucket {
         self.ok + self.failed()
     }
 
-    fn add(&mut self, other: &Self) {
+    /// Adds another bucket's counts.
+    pub fn add(&mut self, other: &Self) {
         self.ok += other.ok;
+        self.degraded += other.degraded;
         self.client_error += other.client_error;
         self.server_error += other.server_error;
         self.transport += other.transport;
@@ -154,6 +160,7 @@ impl Recorder {
         bucket.slowest_ms = bucket.slowest_ms.max(slowest);
         match &failure {
             None => bucket.ok += 1,
+            Some((Kind::Degraded, _)) => bucket.degraded += 1,
             Some((Kind::ClientError, _)) => bucket.client_error += 1,
             Some((Kind::ServerError, _)) => bucket.server_error += 1,
             Some((Kind::Transport, _)) => bucket.transport += 1,

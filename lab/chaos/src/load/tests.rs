@@ -124,6 +124,26 @@ async fn a_connection_closed_between_requests_is_no_failure() {
 }
 
 #[tokio::test]
+async fn a_page_without_one_of_its_parts_is_a_failure() {
+    let page = "<p>book</p><p>Sorry, reviews are currently unavailable.</p>";
+    let mut server = serve(true, move |n, _| {
+        (200, if n % 4 == 0 { page } else { "ok" }.into())
+    })
+    .await;
+    let mut plan = plan(&server, 2000.0);
+    plan.degraded = vec!["currently unavailable".into()];
+    let load = Load::start(plan);
+    until(&mut server, 40).await;
+    let summary = load.stop().await;
+    assert_eq!(summary.failed, summary.total / 4);
+    let text = &summary.failures[0].message;
+    assert!(
+        text.starts_with("status 200, but: Sorry, reviews are currently unavailable."),
+        "{text}"
+    );
+}
+
+#[tokio::test]
 async fn a_refused_connection_is_a_failure_that_says_where() {
     // A port that was free a moment ago and that nobody listens on.
     let address = {

@@ -154,17 +154,21 @@ fn section(page: &mut String, outcome: &Outcome) {
 }
 
 fn legend(outcome: &Outcome) -> String {
-    let sums = outcome.load.buckets.iter().fold([0u64; 4], |mut sums, b| {
-        for (sum, n) in sums
-            .iter_mut()
-            .zip([b.ok, b.client_error, b.server_error, b.transport])
-        {
+    let sums = outcome.load.buckets.iter().fold([0u64; 5], |mut sums, b| {
+        for (sum, n) in sums.iter_mut().zip([
+            b.ok,
+            b.degraded,
+            b.client_error,
+            b.server_error,
+            b.transport,
+        ]) {
             *sum += u64::from(n);
         }
         sums
     });
     let entries = [
         ("ok", "answered"),
+        ("degraded", "answered with a part missing"),
         ("client", "4xx"),
         ("server", "5xx"),
         ("broken", "refused, broken or timed out"),

@@ -56,6 +56,7 @@ pub(super) fn timeline(
         let b = &bar.bucket;
         for (class, count) in [
             ("ok", b.ok),
+            ("degraded", b.degraded),
             ("client", b.client_error),
             ("server", b.server_error),
             ("broken", b.transport),
@@ -104,10 +105,7 @@ fn bars(load: &Summary, span: f64) -> Vec<Bar> {
         .map(|(index, chunk)| {
             let mut bucket = Bucket::default();
             for b in chunk {
-                bucket.ok += b.ok;
-                bucket.client_error += b.client_error;
-                bucket.server_error += b.server_error;
-                bucket.transport += b.transport;
+                bucket.add(b);
             }
             Bar {
                 from: (index * per_bar) as f64 * width,
