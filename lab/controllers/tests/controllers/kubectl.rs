@@ -105,7 +105,7 @@ async fn a_rollout_as_kubectl_shows_it() {
     let kubectl = Kubectl::start().await;
     kubectl.run("apply -f web.yaml").await;
     let text = kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     assert!(
         text.contains("deployment \"web\" successfully rolled out"),
@@ -134,7 +134,7 @@ async fn a_rollout_as_kubectl_shows_it() {
 
     kubectl.run("set image deployment/web c=demo2").await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     let text = kubectl.run("rollout history deployment/web").await;
     assert_eq!(
@@ -146,7 +146,7 @@ async fn a_rollout_as_kubectl_shows_it() {
     );
     kubectl.run("rollout undo deployment/web").await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     let image = kubectl
         .run("get deployment web -o jsonpath={.spec.template.spec.containers[0].image}")
@@ -154,7 +154,7 @@ async fn a_rollout_as_kubectl_shows_it() {
     assert_eq!(image, "demo");
     kubectl.run("rollout restart deployment/web").await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     let table = kubectl.run("get rs").await;
     assert_eq!(
@@ -190,14 +190,14 @@ async fn scaling_waiting_and_deleting() {
     kubectl.run("apply -f web.yaml").await;
     kubectl.run("delete hpa web").await;
     kubectl
-        .run("wait --for=condition=Available --timeout=60s deployment/web")
+        .run("wait --for=condition=Available --timeout=180s deployment/web")
         .await;
     kubectl.run("scale deployment/web --replicas=4").await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     kubectl
-        .run("wait --for=condition=Ready --timeout=60s pod -l app=web")
+        .run("wait --for=condition=Ready --timeout=180s pod -l app=web")
         .await;
     let names = kubectl.run("get pods -l app=web -o name").await;
     assert_eq!(names.lines().count(), 4, "{names}");
@@ -205,7 +205,7 @@ async fn scaling_waiting_and_deleting() {
         .run("scale deployment/web --replicas=1 --current-replicas=4")
         .await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     kubectl
         .lab
@@ -230,10 +230,10 @@ async fn scaling_waiting_and_deleting() {
     assert_eq!(table.matches("0/1").count(), 1, "{table}");
     kubectl.run("rollout undo deployment/web").await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
 
-    kubectl.run("delete deployment web --timeout=60s").await;
+    kubectl.run("delete deployment web --timeout=180s").await;
     kubectl
         .lab
         .until::<k8s_openapi::api::core::v1::Pod>("no pods", |all| all.is_empty())
@@ -241,9 +241,9 @@ async fn scaling_waiting_and_deleting() {
     kubectl.run("create namespace other").await;
     kubectl.run("apply -n other -f web.yaml").await;
     kubectl
-        .run("wait -n other --for=condition=Available --timeout=60s deployment/web")
+        .run("wait -n other --for=condition=Available --timeout=180s deployment/web")
         .await;
-    let text = kubectl.run("delete namespace other --timeout=60s").await;
+    let text = kubectl.run("delete namespace other --timeout=180s").await;
     assert!(text.contains("namespace \"other\" deleted"), "{text}");
 }
 
@@ -254,7 +254,7 @@ async fn the_autoscaler_as_kubectl_shows_it() {
     let kubectl = Kubectl::start().await;
     kubectl.run("apply -f web.yaml").await;
     kubectl
-        .run("rollout status deployment/web --timeout=60s")
+        .run("rollout status deployment/web --timeout=180s")
         .await;
     kubectl
         .lab

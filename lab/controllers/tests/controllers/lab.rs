@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Generous, because the test machine may be busy; every wait ends as soon as its condition holds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Pods with this annotation stay not ready until the annotation is gone.
 pub(crate) const HOLD: &str = "test/hold";
 /// Pods with this annotation end at once: `0` well, anything else badly.
