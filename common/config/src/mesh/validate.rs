@@ -151,14 +151,14 @@ fn drain(p: &mut Problems, config: &mesh::ProxyConfig, root: &FieldPath) {
             p.add_accepting(&path, format!("{duration} is too long"), "up to 1h");
         }
     }
-    if let (Some(drain), Some(parent)) = (config.drain_duration, config.parent_shutdown_duration) {
-        if parent <= drain {
-            p.add_accepting(
-                &root.key("drainDuration"),
-                format!("{drain} is not shorter than parentShutdownDuration, {parent}"),
-                "less than parentShutdownDuration",
-            );
-        }
+    if let (Some(drain), Some(parent)) = (config.drain_duration, config.parent_shutdown_duration)
+        && parent <= drain
+    {
+        p.add_accepting(
+            &root.key("drainDuration"),
+            format!("{drain} is not shorter than parentShutdownDuration, {parent}"),
+            "less than parentShutdownDuration",
+        );
     }
 }
 

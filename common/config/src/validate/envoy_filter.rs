@@ -44,16 +44,15 @@ pub(super) fn check(p: &mut Problems, _: &Meta, spec: &EnvoyFilter) {
 }
 
 fn filter(p: &mut Problems, path: &FieldPath, filter: &Filter) {
-    if let Some(position) = &filter.insert_position {
-        if matches!(position.index(), Index::Before | Index::After)
-            && position.relative_to.is_empty()
-        {
-            p.add_accepting(
-                &path.key("insertPosition").key("relativeTo"),
-                "is empty though index is BEFORE or AFTER",
-                "the name of a filter",
-            );
-        }
+    if let Some(position) = &filter.insert_position
+        && matches!(position.index(), Index::Before | Index::After)
+        && position.relative_to.is_empty()
+    {
+        p.add_accepting(
+            &path.key("insertPosition").key("relativeTo"),
+            "is empty though index is BEFORE or AFTER",
+            "the name of a filter",
+        );
     }
     if filter.filter_type() == FilterType::Invalid {
         p.add_accepting(&path.key("filterType"), "is missing", "HTTP or NETWORK");

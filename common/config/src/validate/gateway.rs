@@ -27,18 +27,17 @@ pub(super) fn check(p: &mut Problems, meta: &Meta, spec: &Gateway) {
                 .map(|port| port.name.clone())
                 .filter(|n| !n.is_empty())
         };
-        if let Some(own) = name(s) {
-            if spec.servers[..i]
+        if let Some(own) = name(s)
+            && spec.servers[..i]
                 .iter()
                 .any(|other| name(other).as_ref() == Some(&own))
-            {
-                let path = path.index(i).key("port").key("name");
-                p.add_accepting(
-                    &path,
-                    format!("{own:?} is there twice"),
-                    "names that differ between servers",
-                );
-            }
+        {
+            let path = path.index(i).key("port").key("name");
+            p.add_accepting(
+                &path,
+                format!("{own:?} is there twice"),
+                "names that differ between servers",
+            );
         }
     }
 }

@@ -138,14 +138,15 @@ fn http_route(p: &mut Problems, path: &FieldPath, route: &HttpRoute) {
         destination(p, &path.key("mirror"), Some(mirror));
     }
     rules::optional_duration(p, &path.key("timeout"), route.timeout.as_ref());
-    if let Some(rewrite) = &route.rewrite {
-        if rewrite.uri.is_empty() && rewrite.authority.is_empty() {
-            p.add_accepting(
-                &path.key("rewrite"),
-                "rewrites nothing",
-                "a uri, an authority or both",
-            );
-        }
+    if let Some(rewrite) = &route.rewrite
+        && rewrite.uri.is_empty()
+        && rewrite.authority.is_empty()
+    {
+        p.add_accepting(
+            &path.key("rewrite"),
+            "rewrites nothing",
+            "a uri, an authority or both",
+        );
     }
     if let Some(retry) = &route.retries {
         retries(p, &path.key("retries"), retry);
@@ -438,10 +439,10 @@ fn destination(p: &mut Problems, path: &FieldPath, destination: Option<&Destinat
     if !destination.subset.is_empty() {
         rules::label(p, &path.key("subset"), &destination.subset);
     }
-    if let Some(port) = &destination.port {
-        if port.number != 0 {
-            rules::port(p, &path.key("port").key("number"), i64::from(port.number));
-        }
+    if let Some(port) = &destination.port
+        && port.number != 0
+    {
+        rules::port(p, &path.key("port").key("number"), i64::from(port.number));
     }
 }
 
