@@ -16,11 +16,7 @@ use pilot_generate::model::{Endpoint, EndpointAddress, Service, ServiceKey};
 use pilot_xds::{Client, Engine, Publisher, Resource, ResourceSource as _, ResourceType};
 use serde_json::{Value, json};
 
-use crate::{
-    inputs::Intake,
-    source::PilotSource,
-    world::{PilotProxy, World},
-};
+use crate::{inputs::Intake, proxy::PilotProxy, source::PilotSource, world::World};
 
 /// What the pages look at.
 #[derive(Clone)]

@@ -7,6 +7,7 @@ mod args;
 mod debug;
 mod inputs;
 mod metrics;
+mod proxy;
 mod registry;
 mod source;
 mod world;

@@ -7,7 +7,7 @@ use pilot_xds::{
     Change, Collection, NodeError, Predicate, Resource, ResourceSource, ResourceType, Touched,
 };
 
-use crate::world::{PilotProxy, World};
+use crate::{proxy::PilotProxy, world::World};
 
 /// Something happened in a source. What exactly is found out by comparing snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,220 +1,32 @@
-//! Services, EndpointSlices (or Endpoints), Pods and Nodes of one Kubernetes cluster.
+//! What is known of the cluster: plain data with apply and delete.
 //!
-//! One task owns the index. kube-rs' watchers list in pages, watch with bookmarks, list again after 410 and back off with
-//! jitter for ever; a list replaces what was known of its kind when it is complete, never before, so neither a lost API
-//! server nor a slow relist empties anything. Events that are ready together become one state.
-//!
-//! Cost: an event costs work in its own object, plus the endpoints of the services that list a changed pod's address. A
-//! state shares everything that did not change with the one before.
+//! Written by the registry's task alone; what others see are the immutable states that [`Index::publish`] gives out.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
 };
 
-use futures::{
-    StreamExt as _,
-    stream::{self, BoxStream},
-};
 use k8s_openapi::api::{
-    core::v1::{Endpoints, Node, Pod, Service},
+    core::v1::{Endpoints, Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    runtime::{WatchStreamExt as _, utils::ResetTimerBackoff, watcher},
-};
-use mesh_service::{Condition, Drain};
+use kube::ResourceExt as _;
+use mesh_service::Condition;
 use pilot_generate::{
     model::{ServiceEndpoints, ServiceKey, Workload},
     registry::kubernetes::{self as convert, Context},
 };
-use serde::de::DeserializeOwned;
 
-use super::Registry;
-use crate::{
-    inputs::{Intake, RegistryState},
-    metrics::Metrics,
-    source::Event,
-};
-
-/// Events taken into one state at most.
-const BATCH: usize = 1024;
+use super::{Change, Kind, Object};
+use crate::{inputs::RegistryState, metrics::Metrics, source::Event};
 
 /// A service's label on its slices.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-/// The registry of one cluster.
-pub(crate) struct Kubernetes {
-    pub(crate) client: Client,
-    /// Only this namespace; empty: all.
-    pub(crate) namespace: String,
-    pub(crate) context: Context,
-    pub(crate) metrics: Metrics,
-}
-
 /// Name and namespace.
 type Name = (String, String);
-
-enum Object {
-    Service(Box<Service>),
-    Slice(Box<EndpointSlice>),
-    Endpoints(Box<Endpoints>),
-    Pod(Box<Pod>),
-    Node(Box<Node>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Kind {
-    Service,
-    Endpoints,
-    Pod,
-    Node,
-}
-
-enum Change {
-    /// A list begins.
-    Init,
-    /// One object of the list.
-    Listed(Object),
-    /// The list is complete.
-    Done,
-    Apply(Object),
-    Delete(Object),
-    Error(watcher::Error),
-}
-
-impl Registry for Kubernetes {
-    fn name(&self) -> &'static str {
-        "Kubernetes"
-    }
-
-    async fn run(self, intake: Intake, condition: Condition, drain: Drain) {
-        condition.missing("the API server has not answered yet");
-        let Some(slices) = self.has_slices(&condition, &drain).await else {
-            return;
-        };
-        let endpoints = if slices {
-            self.watch::<EndpointSlice>(Kind::Endpoints, Object::Slice)
-        } else {
-            tracing::info!("the API server knows no EndpointSlices; Endpoints are used instead");
-            self.watch::<Endpoints>(Kind::Endpoints, Object::Endpoints)
-        };
-        let all = [
-            self.watch::<Service>(Kind::Service, Object::Service),
-            endpoints,
-            self.watch::<Pod>(Kind::Pod, Object::Pod),
-            self.watch_nodes(),
-        ];
-        let mut events = stream::select_all(all).ready_chunks(BATCH);
-        let mut index = Index::new(self.context, self.metrics);
-        loop {
-            let chunk = tokio::select! {
-                chunk = events.next() => chunk,
-                () = drain.begun() => return,
-            };
-            // Watchers do not end.
-            let Some(chunk) = chunk else { return };
-            for (kind, change) in chunk {
-                index.take(kind, change, &condition);
-            }
-            if let Some((state, event)) = index.publish() {
-                condition.met();
-                intake.set_registry(state, event);
-            }
-        }
-    }
-}
-
-impl Kubernetes {
-    /// Whether the API server has `discovery.k8s.io/v1`. Asks until it answers; `None` when the drain begins.
-    async fn has_slices(&self, condition: &Condition, drain: &Drain) -> Option<bool> {
-        let mut wait = Duration::from_millis(200);
-        let mut said = false;
-        loop {
-            match self
-                .client
-                .list_api_group_resources("discovery.k8s.io/v1")
-                .await
-            {
-                Ok(list) => return Some(list.resources.iter().any(|r| r.name == "endpointslices")),
-                Err(kube::Error::Api(status)) if status.code == 404 => return Some(false),
-                Err(error) => {
-                    condition.missing(format!("the API server does not answer: {error}"));
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(%error, "the API server does not answer; trying on");
-                    }
-                }
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait.mul_f64(rand::random_range(0.8..1.2))) => {}
-                () = drain.begun() => return None,
-            }
-            wait = (wait * 2).min(Duration::from_secs(5));
-        }
-    }
-
-    fn watch<K>(&self, kind: Kind, wrap: fn(Box<K>) -> Object) -> BoxStream<'static, (Kind, Change)>
-    where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug
-            + Send
-            + 'static,
-    {
-        let api: Api<K> = if self.namespace.is_empty() {
-            Api::all(self.client.clone())
-        } else {
-            Api::namespaced(self.client.clone(), &self.namespace)
-        };
-        events(api, kind, wrap)
-    }
-
-    fn watch_nodes(&self) -> BoxStream<'static, (Kind, Change)> {
-        events(Api::all(self.client.clone()), Kind::Node, Object::Node)
-    }
-}
-
-fn events<K>(
-    api: Api<K>,
-    kind: Kind,
-    wrap: fn(Box<K>) -> Object,
-) -> BoxStream<'static, (Kind, Change)>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
-{
-    // The watcher says "Init" before each list, which would count as success; hence a reset by time.
-    let growing = backon::ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(200))
-        .with_max_delay(Duration::from_secs(5))
-        .with_jitter()
-        .without_max_times();
-    let backoff = ResetTimerBackoff::new(
-        watcher::ExponentialBackoff::from(growing),
-        Duration::from_secs(30),
-    );
-    let object = move |mut object: K| {
-        object.meta_mut().managed_fields = None;
-        wrap(Box::new(object))
-    };
-    watcher::watcher(api, watcher::Config::default().page_size(500))
-        .backoff(backoff)
-        .map(move |event| {
-            let change = match event {
-                Ok(watcher::Event::Init) => Change::Init,
-                Ok(watcher::Event::InitApply(o)) => Change::Listed(object(o)),
-                Ok(watcher::Event::InitDone) => Change::Done,
-                Ok(watcher::Event::Apply(o)) => Change::Apply(object(o)),
-                Ok(watcher::Event::Delete(o)) => Change::Delete(object(o)),
-                Err(error) => Change::Error(error),
-            };
-            (kind, change)
-        })
-        .boxed()
-}
 
 /// Which addresses of which service: one slice, or an Endpoints object.
 enum Addresses {
@@ -244,8 +56,8 @@ impl Addresses {
     }
 }
 
-/// Plain data with apply and delete.
-struct Index {
+/// See the [module](self).
+pub(super) struct Index {
     context: Context,
     metrics: Metrics,
     state: RegistryState,
@@ -263,7 +75,7 @@ struct Index {
 }
 
 impl Index {
-    fn new(context: Context, metrics: Metrics) -> Self {
+    pub(super) fn new(context: Context, metrics: Metrics) -> Self {
         Self {
             context,
             metrics,
@@ -279,14 +91,14 @@ impl Index {
         }
     }
 
-    fn take(&mut self, kind: Kind, change: Change, condition: &Condition) {
+    pub(super) fn take(&mut self, kind: Kind, change: Change, condition: &Condition) {
         let label = match &change {
             Change::Apply(_) | Change::Listed(_) => "update",
             Change::Delete(_) => "delete",
             _ => "",
         };
         if !label.is_empty() {
-            self.metrics.registry_event(kind_name(kind), label);
+            self.metrics.registry_event(kind.name(), label);
         }
         match change {
             Change::Init => {
@@ -303,9 +115,9 @@ impl Index {
             Change::Error(error) => {
                 // Said by the condition until synced; afterwards the last state stays in use.
                 if !self.is_synced() {
-                    condition.missing(format!("{}: {error}", kind_name(kind)));
+                    condition.missing(format!("{}: {error}", kind.name()));
                 }
-                tracing::warn!(kind = kind_name(kind), %error, "watch failed; what is known stays in use, trying on");
+                tracing::warn!(kind = kind.name(), %error, "watch failed; what is known stays in use, trying on");
             }
         }
     }
@@ -315,7 +127,7 @@ impl Index {
     }
 
     /// The new state, if everything was listed once and something changed.
-    fn publish(&mut self) -> Option<(RegistryState, Event)> {
+    pub(super) fn publish(&mut self) -> Option<(RegistryState, Event)> {
         if !self.is_synced() {
             return None;
         }
@@ -614,15 +426,6 @@ impl Index {
     }
 }
 
-fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Service => "Services",
-        Kind::Endpoints => "Endpoints",
-        Kind::Pod => "Pods",
-        Kind::Node => "Nodes",
-    }
-}
-
 fn service_of(slice: &EndpointSlice) -> Option<Name> {
     let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
     Some((service.clone(), slice.namespace().unwrap_or_default()))
@@ -646,6 +449,7 @@ fn name_of(object: &Object) -> Name {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use mesh_service::Health;
+    use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
 
     use super::*;
