@@ -27,21 +27,40 @@ type Check = for<'a> fn(&'a Lab) -> Pin<Box<dyn Future<Output = Result<()>> + Se
 /// All checks, in the order in which they run.
 pub(crate) fn all() -> Vec<(&'static str, Check)> {
     vec![
-        ("Bookinfo answers, and every pod has its sidecar", |lab| Box::pin(bookinfo(lab))),
+        ("Bookinfo answers, and every pod has its sidecar", |lab| {
+            Box::pin(bookinfo(lab))
+        }),
         ("weights 80/20", |lab| Box::pin(weights(lab))),
         ("fault abort 50%", |lab| Box::pin(abort(lab))),
-        ("timeout 2 s against a delay of 5 s", |lab| Box::pin(timeout(lab))),
-        ("match, rewrite, redirect, header operations", |lab| Box::pin(routing(lab))),
-        ("outlier detection ejects a failing replica", |lab| Box::pin(outlier(lab))),
-        ("circuit breaker: 503 with flag UO", |lab| Box::pin(circuit_breaker(lab))),
-        ("a route to nowhere is a 503 and harms nobody", |lab| Box::pin(route_to_nowhere(lab))),
-        ("200 random changes under load lose no request", |lab| Box::pin(random_changes(lab))),
-        ("no Envoy rejected anything", |lab| Box::pin(nothing_rejected(lab))),
-        ("istioctl shows every proxy in sync", |lab| Box::pin(proxy_status(lab))),
+        ("timeout 2 s against a delay of 5 s", |lab| {
+            Box::pin(timeout(lab))
+        }),
+        ("match, rewrite, redirect, header operations", |lab| {
+            Box::pin(routing(lab))
+        }),
+        ("outlier detection ejects a failing replica", |lab| {
+            Box::pin(outlier(lab))
+        }),
+        ("circuit breaker: 503 with flag UO", |lab| {
+            Box::pin(circuit_breaker(lab))
+        }),
+        ("a route to nowhere is a 503 and harms nobody", |lab| {
+            Box::pin(route_to_nowhere(lab))
+        }),
+        ("200 random changes under load lose no request", |lab| {
+            Box::pin(random_changes(lab))
+        }),
+        ("no Envoy rejected anything", |lab| {
+            Box::pin(nothing_rejected(lab))
+        }),
+        ("istioctl shows every proxy in sync", |lab| {
+            Box::pin(proxy_status(lab))
+        }),
     ]
 }
 
-const SUBSETS: &str = include_str!("../../../../deploy/bookinfo/networking/destination-rule-all.yaml");
+const SUBSETS: &str =
+    include_str!("../../../../deploy/bookinfo/networking/destination-rule-all.yaml");
 const REVIEWS: &str = "/api/v1/products/0/reviews";
 
 /// A VirtualService for a host of its own, bound to the ingress gateway.
@@ -56,16 +75,28 @@ fn ingress_route(name: &str, http: &Value) -> String {
 }
 
 /// `count` requests over a few kept-alive connections; what they got.
-async fn requests(lab: &Lab, count: usize, connections: usize, host: &str, path: &str) -> Result<Vec<Reply>> {
+async fn requests(
+    lab: &Lab,
+    count: usize,
+    connections: usize,
+    host: &str,
+    path: &str,
+) -> Result<Vec<Reply>> {
     let one = |share: usize| async move {
         let mut connection = Connection::new(lab.ingress.clone());
         let mut replies = Vec::with_capacity(share);
         for _ in 0..share {
-            replies.push(connection.get(host, path).await.map_err(anyhow::Error::msg)?);
+            replies.push(
+                connection
+                    .get(host, path)
+                    .await
+                    .map_err(anyhow::Error::msg)?,
+            );
         }
         anyhow::Ok(replies)
     };
-    let shares = (0..connections).map(|index| one(count / connections + usize::from(index < count % connections)));
+    let shares = (0..connections)
+        .map(|index| one(count / connections + usize::from(index < count % connections)));
     Ok(try_join_all(shares).await?.into_iter().flatten().collect())
 }
 
@@ -88,7 +119,10 @@ async fn bookinfo(lab: &Lab) -> Result<()> {
     let pods = lab.kubectl(&["get", "pods", "--no-headers"], "")?;
     ensure!(pods.lines().count() >= 6, "{pods}");
     for line in pods.lines() {
-        ensure!(line.split_whitespace().nth(1) == Some("2/2"), "not every container is ready:\n{pods}");
+        ensure!(
+            line.split_whitespace().nth(1) == Some("2/2"),
+            "not every container is ready:\n{pods}"
+        );
     }
     Ok(())
 }
@@ -107,14 +141,21 @@ async fn weights(lab: &Lab) -> Result<()> {
     });
     let _route = lab.apply(&route.to_string()).await?;
     let replies = requests(lab, 4000, 8, "bookinfo.test", REVIEWS).await?;
-    ensure!(replies.iter().all(|reply| reply.status == 200), "{:?}", statuses(&replies));
+    ensure!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{:?}",
+        statuses(&replies)
+    );
     let is_v1 = |reply: &Reply| {
         let document: Value = serde_json::from_slice(&reply.body).unwrap_or_default();
         document["version"] == "v1"
     };
     let v1 = share(&replies, is_v1);
     println!("     v1 got {v1:.1}%");
-    ensure!((77.0..=83.0).contains(&v1), "v1 got {v1:.1}%, 80±3 expected");
+    ensure!(
+        (77.0..=83.0).contains(&v1),
+        "v1 got {v1:.1}%, 80±3 expected"
+    );
     Ok(())
 }
 
@@ -128,8 +169,14 @@ async fn abort(lab: &Lab) -> Result<()> {
     let counts = statuses(&replies);
     let aborted = share(&replies, |reply| reply.status == 418);
     println!("     {aborted:.1}% aborted");
-    ensure!(counts.keys().all(|status| [200, 418].contains(status)), "{counts:?}");
-    ensure!((47.0..=53.0).contains(&aborted), "{aborted:.1}% were aborted, 50±3 expected");
+    ensure!(
+        counts.keys().all(|status| [200, 418].contains(status)),
+        "{counts:?}"
+    );
+    ensure!(
+        (47.0..=53.0).contains(&aborted),
+        "{aborted:.1}% were aborted, 50±3 expected"
+    );
     Ok(())
 }
 
@@ -155,8 +202,15 @@ async fn timeout(lab: &Lab) -> Result<()> {
     let reply = lab.get("timeout.test", "/reviews/0").await?;
     let took = began.elapsed().as_secs_f64();
     ensure!(reply.status == 504, "{}", reply.describe());
-    ensure!(String::from_utf8_lossy(&reply.body) == "upstream request timeout", "{}", reply.describe());
-    ensure!((1.95..3.5).contains(&took), "504 came after {took:.2} s, 2 s expected");
+    ensure!(
+        String::from_utf8_lossy(&reply.body) == "upstream request timeout",
+        "{}",
+        reply.describe()
+    );
+    ensure!(
+        (1.95..3.5).contains(&took),
+        "504 came after {took:.2} s, 2 s expected"
+    );
     Ok(())
 }
 
@@ -175,13 +229,25 @@ async fn routing(lab: &Lab) -> Result<()> {
     let _route = lab.apply(&ingress_route("routing", &http)).await?;
     let moved = lab.get("routing.test", "/old").await?;
     ensure!(moved.status == 301, "{}", moved.describe());
-    ensure!(moved.header("location") == Some("http://elsewhere.test/new"), "{:?}", moved.headers);
+    ensure!(
+        moved.header("location") == Some("http://elsewhere.test/new"),
+        "{:?}",
+        moved.headers
+    );
     let reviews = lab.get("routing.test", "/reviews/0").await?;
     ensure!(reviews.status == 200, "{}", reviews.describe());
     let nothing = lab.get("routing.test", "/reviews/x").await?;
-    ensure!(nothing.status == 404, "no route matches: {}", nothing.describe());
+    ensure!(
+        nothing.status == 404,
+        "no route matches: {}",
+        nothing.describe()
+    );
     let without_header = lab.get("routing.test", "/facts/0").await?;
-    ensure!(without_header.status == 404, "{}", without_header.describe());
+    ensure!(
+        without_header.status == 404,
+        "{}",
+        without_header.describe()
+    );
     Ok(())
 }
 
@@ -191,8 +257,13 @@ async fn outlier(lab: &Lab) -> Result<()> {
     let mut bad: Value = serde_json::from_str(&good)?;
     let template = &mut bad["spec"]["template"];
     template["metadata"]["labels"]["version"] = json!("bad");
-    let containers = template["spec"]["containers"].as_array_mut().context("no containers")?;
-    let ratings = containers.iter_mut().find(|container| container["name"] == "ratings").context("no ratings container")?;
+    let containers = template["spec"]["containers"]
+        .as_array_mut()
+        .context("no containers")?;
+    let ratings = containers
+        .iter_mut()
+        .find(|container| container["name"] == "ratings")
+        .context("no ratings container")?;
     let env = ratings["env"].as_array_mut().context("no env")?;
     env.push(json!({"name": "FAIL_PERCENT", "value": "100"}));
     let template = template.clone();
@@ -214,16 +285,39 @@ async fn outlier(lab: &Lab) -> Result<()> {
     let http = json!([{"retries": {"attempts": 0}, "route": [{"destination": {"host": "ratings", "port": {"number": 9080}}}]}]);
     let _route = lab.apply(&ingress_route("outlier", &http)).await?;
     let _bad = lab.apply(&bad.to_string()).await?;
-    lab.kubectl(&["rollout", "status", "deployment/ratings-bad", "--timeout=60s"], "")?;
-    let failing = eventually("the failing replica to be ejected", Duration::from_secs(30), Duration::from_millis(50), || async {
-        let replies = requests(lab, 20, 1, "outlier.test", "/ratings/0").await;
-        let replies = replies.map_err(|error| lab_chaos::ChaosError::Precondition(error.to_string()))?;
-        let failed = replies.iter().filter(|reply| reply.status == 503).count();
-        Ok(if failed == 0 { Ok(()) } else { Err(format!("{failed} of 20 failed")) })
-    });
+    lab.kubectl(
+        &[
+            "rollout",
+            "status",
+            "deployment/ratings-bad",
+            "--timeout=60s",
+        ],
+        "",
+    )?;
+    let failing = eventually(
+        "the failing replica to be ejected",
+        Duration::from_secs(30),
+        Duration::from_millis(50),
+        || async {
+            let replies = requests(lab, 20, 1, "outlier.test", "/ratings/0").await;
+            let replies =
+                replies.map_err(|error| lab_chaos::ChaosError::Precondition(error.to_string()))?;
+            let failed = replies.iter().filter(|reply| reply.status == 503).count();
+            Ok(if failed == 0 {
+                Ok(())
+            } else {
+                Err(format!("{failed} of 20 failed"))
+            })
+        },
+    );
     failing.await?;
-    let ejections = lab.gateway_stat("outlier_detection.ejections_enforced_consecutive_gateway_failure").await?;
-    ensure!(ejections >= 1, "no request fails, but Envoy counts no ejection");
+    let ejections = lab
+        .gateway_stat("outlier_detection.ejections_enforced_consecutive_gateway_failure")
+        .await?;
+    ensure!(
+        ejections >= 1,
+        "no request fails, but Envoy counts no ejection"
+    );
     Ok(())
 }
 
@@ -243,12 +337,36 @@ async fn circuit_breaker(lab: &Lab) -> Result<()> {
     let counts = statuses(&replies);
     println!("     {counts:?}");
     let overflowed: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
-    ensure!(!overflowed.is_empty() && counts.keys().all(|status| [200, 503].contains(status)), "{counts:?}");
-    ensure!(overflowed.iter().all(|reply| reply.header("x-envoy-overloaded") == Some("true")), "a 503 that is no overflow");
+    ensure!(
+        !overflowed.is_empty() && counts.keys().all(|status| [200, 503].contains(status)),
+        "{counts:?}"
+    );
+    ensure!(
+        overflowed
+            .iter()
+            .all(|reply| reply.header("x-envoy-overloaded") == Some("true")),
+        "a 503 that is no overflow"
+    );
     let counted = lab.gateway_stat("upstream_rq_pending_overflow").await? - before;
-    ensure!(counted >= overflowed.len() as u64, "Envoy counts {counted} overflows, {} were seen", overflowed.len());
-    let log = lab.kubectl(&["-n", "istio-system", "logs", "deployment/istio-ingressgateway", "--tail=2000"], "")?;
-    ensure!(log.lines().any(|line| line.contains(" 503 UO ")), "no line of the gateway's access log has 503 UO");
+    ensure!(
+        counted >= overflowed.len() as u64,
+        "Envoy counts {counted} overflows, {} were seen",
+        overflowed.len()
+    );
+    let log = lab.kubectl(
+        &[
+            "-n",
+            "istio-system",
+            "logs",
+            "deployment/istio-ingressgateway",
+            "--tail=2000",
+        ],
+        "",
+    )?;
+    ensure!(
+        log.lines().any(|line| line.contains(" 503 UO ")),
+        "no line of the gateway's access log has 503 UO"
+    );
     Ok(())
 }
 
@@ -265,7 +383,10 @@ async fn route_to_nowhere(lab: &Lab) -> Result<()> {
 /// Two hundred changes of routes and policies that Bookinfo's traffic goes through, as fast as the API takes them.
 async fn random_changes(lab: &Lab) -> Result<()> {
     let _subsets = lab.apply(SUBSETS).await?;
-    let load = Load::start(Plan::new(lab.ingress.clone(), vec!["/productpage".into(), REVIEWS.into()]));
+    let load = Load::start(Plan::new(
+        lab.ingress.clone(),
+        vec!["/productpage".into(), REVIEWS.into()],
+    ));
     // The seed is fixed: a failure can be run again.
     let mut random = StdRng::seed_from_u64(0x4d65_736f_7a6f_6963);
     for round in 0..200 {
@@ -277,11 +398,24 @@ async fn random_changes(lab: &Lab) -> Result<()> {
     let summary = load.stop().await;
     println!("     {} requests, {} failed", summary.total, summary.failed);
     for kind in ["virtualservices", "destinationrules", "serviceentries"] {
-        lab.kubectl(&["delete", kind, "-l", "changed-by=e2e", "--wait=false"], "")?;
+        lab.kubectl(
+            &["delete", kind, "-l", "changed-by=e2e", "--wait=false"],
+            "",
+        )?;
     }
     lab.settled().await?;
-    ensure!(summary.total > 50, "there was no load to speak of: {} requests", summary.total);
-    ensure!(summary.failed == 0, "{} of {} requests failed: {:?}", summary.failed, summary.total, summary.failures);
+    ensure!(
+        summary.total > 50,
+        "there was no load to speak of: {} requests",
+        summary.total
+    );
+    ensure!(
+        summary.failed == 0,
+        "{} of {} requests failed: {:?}",
+        summary.failed,
+        summary.total,
+        summary.failures
+    );
     nothing_rejected(lab).await
 }
 
@@ -294,7 +428,11 @@ fn random_change(random: &mut StdRng, round: usize) -> (&'static str, String, Va
                 {"destination": version(random.random_range(1..=3)), "weight": first},
                 {"destination": version(random.random_range(1..=3)), "weight": 100 - first},
             ]);
-            ("VirtualService", "reviews".into(), json!({"hosts": ["reviews"], "http": [{"route": route}]}))
+            (
+                "VirtualService",
+                "reviews".into(),
+                json!({"hosts": ["reviews"], "http": [{"route": route}]}),
+            )
         }
         2 => {
             let header = format!("round {round}");
@@ -303,12 +441,20 @@ fn random_change(random: &mut StdRng, round: usize) -> (&'static str, String, Va
                 {"timeout": format!("{}s", random.random_range(5..20)), "retries": {"attempts": random.random_range(1..4)},
                  "headers": {"response": {"set": {"x-round": header}}}, "route": [{"destination": {"host": "ratings"}}]},
             ]);
-            ("VirtualService", "ratings".into(), json!({"hosts": ["ratings"], "http": http}))
+            (
+                "VirtualService",
+                "ratings".into(),
+                json!({"hosts": ["ratings"], "http": http}),
+            )
         }
         3 => {
             let balancers = ["ROUND_ROBIN", "LEAST_CONN", "RANDOM"];
             let policy = json!({"loadBalancer": {"simple": balancers[random.random_range(0..3)]}, "connectionPool": {"tcp": {"maxConnections": random.random_range(100..1000)}}});
-            ("DestinationRule", "details".into(), json!({"host": "details", "trafficPolicy": policy, "subsets": [{"name": "v1", "labels": {"version": "v1"}}]}))
+            (
+                "DestinationRule",
+                "details".into(),
+                json!({"host": "details", "trafficPolicy": policy, "subsets": [{"name": "v1", "labels": {"version": "v1"}}]}),
+            )
         }
         4 => {
             let host = format!("outside-{}.test", random.random_range(0..20));
@@ -321,21 +467,36 @@ fn random_change(random: &mut StdRng, round: usize) -> (&'static str, String, Va
         _ => {
             let host = format!("side-{}.test", random.random_range(0..20));
             let http = json!([{"fault": {"delay": {"fixedDelay": "1s", "percentage": {"value": random.random_range(1..100)}}}, "route": [{"destination": {"host": "details", "port": {"number": 9080}}}]}]);
-            ("VirtualService", host.replace('.', "-"), json!({"hosts": [host], "gateways": ["bookinfo-gateway", "mesh"], "http": http}))
+            (
+                "VirtualService",
+                host.replace('.', "-"),
+                json!({"hosts": [host], "gateways": ["bookinfo-gateway", "mesh"], "http": http}),
+            )
         }
     }
 }
 
 async fn change(lab: &Lab, kind: &str, name: &str, spec: Value) -> Result<()> {
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("networking.istio.io", "v1alpha3", kind));
-    let api: Api<DynamicObject> = Api::namespaced_with(lab.cluster.client.clone(), "default", &resource);
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(
+        "networking.istio.io",
+        "v1alpha3",
+        kind,
+    ));
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(lab.cluster.client.clone(), "default", &resource);
     let object = json!({
         "apiVersion": "networking.istio.io/v1alpha3",
         "kind": kind,
         "metadata": {"name": name, "labels": {"changed-by": "e2e"}},
         "spec": spec,
     });
-    api.patch(name, &PatchParams::apply("e2e").force(), &Patch::Apply(&object)).await.with_context(|| format!("{kind} {name}"))?;
+    api.patch(
+        name,
+        &PatchParams::apply("e2e").force(),
+        &Patch::Apply(&object),
+    )
+    .await
+    .with_context(|| format!("{kind} {name}"))?;
     Ok(())
 }
 
@@ -347,7 +508,15 @@ async fn nothing_rejected(lab: &Lab) -> Result<()> {
 
 async fn proxy_status(lab: &Lab) -> Result<()> {
     let table = lab.istioctl(&["proxy-status"])?;
-    for name in ["productpage-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1", "details-v1", "istio-ingressgateway"] {
+    for name in [
+        "productpage-v1",
+        "reviews-v1",
+        "reviews-v2",
+        "reviews-v3",
+        "ratings-v1",
+        "details-v1",
+        "istio-ingressgateway",
+    ] {
         ensure!(table.contains(name), "{name} is not shown:\n{table}");
     }
     ensure!(!table.contains("STALE"), "{table}");

@@ -31,13 +31,19 @@ fn root() -> PathBuf {
 /// Where the workspace's binaries of this profile are: beside the folder of this test's own.
 fn binaries() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let folder = own.ancestors().nth(2).context("the test binary has no folder")?;
+    let folder = own
+        .ancestors()
+        .nth(2)
+        .context("the test binary has no folder")?;
     Ok(folder.to_owned())
 }
 
 /// What is missing for a lab on this machine, if anything.
 pub(crate) fn can_run() -> Result<(), String> {
-    let own_user = Command::new("id").arg("-u").output().map_err(|error| format!("id: {error}"))?;
+    let own_user = Command::new("id")
+        .arg("-u")
+        .output()
+        .map_err(|error| format!("id: {error}"))?;
     if own_user.stdout.trim_ascii() != b"0" {
         return Err("the lab needs root here".into());
     }
@@ -51,7 +57,10 @@ pub(crate) fn can_run() -> Result<(), String> {
 impl Lab {
     pub(crate) async fn up() -> Result<Self> {
         let state = tempfile::Builder::new().prefix("mesozoic-e2e-").tempdir()?;
-        let up = istioctl(state.path(), &["lab", "up", "--bookinfo", "--timeout", "180"])?;
+        let up = istioctl(
+            state.path(),
+            &["lab", "up", "--bookinfo", "--timeout", "180"],
+        )?;
         // From here on `down` must run, also when a later step fails.
         let down = Down(state.path());
         if !up.status.success() {
@@ -67,7 +76,11 @@ impl Lab {
         };
         let ingress = mesh::ingress(&cluster).await?;
         std::mem::forget(down);
-        let lab = Self { state, cluster, ingress };
+        let lab = Self {
+            state,
+            cluster,
+            ingress,
+        };
         lab.settled().await?;
         Ok(lab)
     }
@@ -76,7 +89,12 @@ impl Lab {
     pub(crate) fn istioctl(&self, arguments: &[&str]) -> Result<String> {
         let output = istioctl(self.state.path(), arguments)?;
         if !output.status.success() {
-            bail!("istioctl {}: {}{}", arguments.join(" "), text(&output.stdout), text(&output.stderr));
+            bail!(
+                "istioctl {}: {}{}",
+                arguments.join(" "),
+                text(&output.stdout),
+                text(&output.stderr)
+            );
         }
         Ok(text(&output.stdout))
     }
@@ -84,11 +102,14 @@ impl Lab {
     /// Runs kubectl against this lab, with `input` on its standard input.
     pub(crate) fn kubectl(&self, arguments: &[&str], input: &str) -> Result<String> {
         use std::io::Write as _;
-        let program = [".tools/kubectl/kubectl", ".tools/kubectl-1.20/usr/bin/kubectl"]
-            .map(|path| root().join(path))
-            .into_iter()
-            .find(|path| path.exists())
-            .context("no kubectl in .tools; run `make setup`")?;
+        let program = [
+            ".tools/kubectl/kubectl",
+            ".tools/kubectl-1.20/usr/bin/kubectl",
+        ]
+        .map(|path| root().join(path))
+        .into_iter()
+        .find(|path| path.exists())
+        .context("no kubectl in .tools; run `make setup`")?;
         let mut child = Command::new(program)
             .arg("--kubeconfig")
             .arg(self.state.path().join("kubeconfig"))
@@ -100,10 +121,19 @@ impl Lab {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        child.stdin.take().context("no standard input")?.write_all(input.as_bytes())?;
+        child
+            .stdin
+            .take()
+            .context("no standard input")?
+            .write_all(input.as_bytes())?;
         let output = child.wait_with_output()?;
         if !output.status.success() {
-            bail!("kubectl {}: {}{}", arguments.join(" "), text(&output.stdout), text(&output.stderr));
+            bail!(
+                "kubectl {}: {}{}",
+                arguments.join(" "),
+                text(&output.stdout),
+                text(&output.stderr)
+            );
         }
         Ok(text(&output.stdout))
     }
@@ -111,7 +141,10 @@ impl Lab {
     /// Applies YAML and waits until every sidecar has acknowledged what follows from it.
     pub(crate) async fn apply(&self, yaml: &str) -> Result<Applied<'_>> {
         self.kubectl(&["apply", "-f", "-"], yaml)?;
-        let applied = Applied { lab: self, yaml: yaml.to_owned() };
+        let applied = Applied {
+            lab: self,
+            yaml: yaml.to_owned(),
+        };
         self.settled().await?;
         Ok(applied)
     }
@@ -121,40 +154,73 @@ impl Lab {
     /// A change needs the debounce time to become a push, so one acknowledged state is not enough: it must hold.
     pub(crate) async fn settled(&self) -> Result<()> {
         let mut quiet = 0;
-        eventually("every proxy to acknowledge", Duration::from_secs(30), Duration::from_millis(150), || {
-            let acked = mesh::all_acked(&self.cluster);
-            quiet += 1;
-            let rounds = quiet;
-            async move {
-                let acked = acked.await?;
-                Ok(acked.and_then(|_| if rounds >= 4 { Ok(()) } else { Err("it must hold".into()) }))
-            }
-        })
+        eventually(
+            "every proxy to acknowledge",
+            Duration::from_secs(30),
+            Duration::from_millis(150),
+            || {
+                let acked = mesh::all_acked(&self.cluster);
+                quiet += 1;
+                let rounds = quiet;
+                async move {
+                    let acked = acked.await?;
+                    Ok(acked.and_then(|_| {
+                        if rounds >= 4 {
+                            Ok(())
+                        } else {
+                            Err("it must hold".into())
+                        }
+                    }))
+                }
+            },
+        )
         .await?;
         Ok(())
     }
 
     /// One request through the ingress gateway on a connection of its own.
     pub(crate) async fn get(&self, host: &str, path: &str) -> Result<Reply> {
-        Connection::new(self.ingress.clone()).get(host, path).await.map_err(anyhow::Error::msg)
+        Connection::new(self.ingress.clone())
+            .get(host, path)
+            .await
+            .map_err(anyhow::Error::msg)
     }
 
     /// The sum of the ingress gateway's statistics whose name holds `name`.
     pub(crate) async fn gateway_stat(&self, name: &str) -> Result<u64> {
         let mut sum = 0;
-        for pod in self.cluster.pods("istio-system", "istio=ingressgateway").await? {
+        for pod in self
+            .cluster
+            .pods("istio-system", "istio=ingressgateway")
+            .await?
+        {
             let pod = pod.metadata.name.unwrap_or_default();
             let path = format!("/stats?filter={name}");
-            let reply = self.cluster.pod_get("istio-system", &pod, mesh::ENVOY_ADMIN, &path).await?;
-            sum += reply.text().lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum::<u64>();
+            let reply = self
+                .cluster
+                .pod_get("istio-system", &pod, mesh::ENVOY_ADMIN, &path)
+                .await?;
+            sum += reply
+                .text()
+                .lines()
+                .filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok())
+                .sum::<u64>();
         }
         Ok(sum)
     }
 
     /// What helps to understand a failure.
     pub(crate) async fn print_evidence(&self) {
-        for arguments in [&["get", "pods", "-A", "-o", "wide"][..], &["get", "events", "-A"]] {
-            println!("$ kubectl {}\n{}", arguments.join(" "), self.kubectl(arguments, "").unwrap_or_else(|error| error.to_string()));
+        for arguments in [
+            &["get", "pods", "-A", "-o", "wide"][..],
+            &["get", "events", "-A"],
+        ] {
+            println!(
+                "$ kubectl {}\n{}",
+                arguments.join(" "),
+                self.kubectl(arguments, "")
+                    .unwrap_or_else(|error| error.to_string())
+            );
         }
         print_file(&self.state.path().join("lab.log"));
     }
@@ -168,7 +234,10 @@ pub(crate) struct Applied<'a> {
 
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.lab.kubectl(&["delete", "--ignore-not-found", "-f", "-"], &self.yaml) {
+        if let Err(error) = self
+            .lab
+            .kubectl(&["delete", "--ignore-not-found", "-f", "-"], &self.yaml)
+        {
             println!("     clean-up: {error:#}");
         }
     }
@@ -198,7 +267,12 @@ fn istioctl(state: &Path, arguments: &[&str]) -> Result<std::process::Output> {
         .current_dir(root())
         .stdin(Stdio::null())
         .output()
-        .with_context(|| format!("{}: build it first with `cargo build --workspace --bins`", folder.join("istioctl").display()))
+        .with_context(|| {
+            format!(
+                "{}: build it first with `cargo build --workspace --bins`",
+                folder.join("istioctl").display()
+            )
+        })
 }
 
 fn text(bytes: &[u8]) -> String {

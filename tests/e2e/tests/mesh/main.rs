@@ -23,7 +23,11 @@ async fn mesh() {
     for (name, check) in checks::all() {
         let began = std::time::Instant::now();
         let outcome = check(&lab).await;
-        println!("{} {name} ({:.1} s)", if outcome.is_ok() { "ok  " } else { "FAIL" }, began.elapsed().as_secs_f64());
+        println!(
+            "{} {name} ({:.1} s)",
+            if outcome.is_ok() { "ok  " } else { "FAIL" },
+            began.elapsed().as_secs_f64()
+        );
         if let Err(error) = outcome {
             println!("     {error:#}");
             failed.push(format!("{name}: {error:#}"));
@@ -32,5 +36,10 @@ async fn mesh() {
     if !failed.is_empty() {
         lab.print_evidence().await;
     }
-    assert!(failed.is_empty(), "{} checks failed:\n{}", failed.len(), failed.join("\n"));
+    assert!(
+        failed.is_empty(),
+        "{} checks failed:\n{}",
+        failed.len(),
+        failed.join("\n")
+    );
 }
