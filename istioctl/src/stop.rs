@@ -20,6 +20,10 @@ pub(crate) fn on_signals() -> anyhow::Result<CancellationToken> {
         eprintln!("stopping: restoring what was changed (press Ctrl-C again to leave it as it is)");
         stop.cancel();
         interrupt.recv().await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the second Ctrl-C means: at once, whatever is left behind"
+        )]
         std::process::exit(130);
     });
     Ok(token)

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 /// Every resource in a dump: dynamic active ones and static ones, as the resource's own JSON.
-pub(super) fn resources<'a>(dump: &'a Value, kind: Kind) -> Vec<&'a Value> {
+pub(super) fn resources(dump: &Value, kind: Kind) -> Vec<&Value> {
     let mut found = Vec::new();
     for section in list(&dump["configs"]) {
         for key in kind.sections() {

@@ -258,8 +258,8 @@ fn outcome(
             failed: load.failed,
             error_budget: cx.definition.error_budget,
             failed_share: share(load.failed, load.total),
-            p50_ms: load.p50.as_secs_f64() * 1000.0,
-            p99_ms: load.p99.as_secs_f64() * 1000.0,
+            p50_ms: milliseconds(load.p50),
+            p99_ms: milliseconds(load.p99),
         },
         error,
         load,
@@ -366,6 +366,11 @@ fn answer_traffic(cx: &mut Context, load: &Summary, stopped: bool) {
 /// Seconds, to the millisecond.
 fn rounded(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// Milliseconds, to a tenth: the histogram knows no more.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
 }
 
 fn share(part: u64, whole: u64) -> f64 {

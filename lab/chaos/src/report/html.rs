@@ -42,14 +42,13 @@ fn header(page: &mut String, outcomes: &[Outcome], passed: usize) {
     let _ = write!(
         page,
         "<header class=\"{}\">\n<p class=\"kicker\">Mesozoic failure experiments</p>\n<h1>{}</h1>\n\
-         <p class=\"sub\">{}{}</p>\n<dl class=\"tiles\">\n",
+         <p class=\"sub\">Components of the control plane were taken away under steady load; this is what the mesh did.{}</p>\n<dl class=\"tiles\">\n",
         if all { "good" } else { "bad" },
         match (all, passed) {
             (true, 1) => "The experiment passed".to_owned(),
             (true, n) => format!("All {n} experiments passed"),
             (false, n) => format!("{n} of {} experiments passed", outcomes.len()),
         },
-        "Components of the control plane were taken away under steady load; this is what the mesh did.",
         when.map_or(String::new(), |w| format!(" Run on {w}.")),
     );
     for (name, value) in [
