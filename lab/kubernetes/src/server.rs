@@ -28,8 +28,10 @@ use crate::registry::{Registry, Resource};
 use crate::store::Store;
 use crate::{Config, Error, bootstrap, maintenance, rest};
 
-/// A client gets this long for the TLS handshake, and again for its request headers.
+/// A client gets this long for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// And this long for the headers of a request; an idle kept-alive connection ends with it, too.
+const HEADERS: Duration = Duration::from_secs(60);
 /// How long open requests may go on after a stop.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -169,7 +171,7 @@ impl Server {
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(HANDSHAKE);
+            .header_read_timeout(HEADERS);
         builder
             .http2()
             .timer(TokioTimer::new())

@@ -32,8 +32,7 @@ struct DeleteOptions {
 }
 
 impl DeleteOptions {
-    fn new(context: &Context, bytes: &[u8]) -> Result<Self> {
-        let mut raw = body::options(context, bytes)?;
+    fn new(context: &Context, mut raw: Value) -> Result<Self> {
         let text =
             |path: &[&str]| Some(json::str_at(&raw, path).to_owned()).filter(|s| !s.is_empty());
         let query_grace = context
@@ -102,7 +101,12 @@ impl DeleteOptions {
 }
 
 pub(super) async fn one(context: &Context, bytes: &[u8]) -> Result<Response> {
-    let options = DeleteOptions::new(context, bytes)?;
+    with_options(context, body::options(context, bytes)?).await
+}
+
+/// Deletes the named object; `raw` is the DeleteOptions object.
+pub(super) async fn with_options(context: &Context, raw: Value) -> Result<Response> {
+    let options = DeleteOptions::new(context, raw)?;
     loop {
         let object = read::find(context)?;
         match delete(context, &object, &options).await {
@@ -127,7 +131,7 @@ fn moved(context: &Context, seen: &Object) -> bool {
 }
 
 pub(super) async fn many(context: &Context, bytes: &[u8]) -> Result<Response> {
-    let options = DeleteOptions::new(context, bytes)?;
+    let options = DeleteOptions::new(context, body::options(context, bytes)?)?;
     let (objects, rv) = read::Filter::new(context)?.current(context)?;
     for object in &objects {
         match delete(context, object, &options).await {

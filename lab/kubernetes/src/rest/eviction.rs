@@ -22,7 +22,7 @@ pub(super) async fn evict(context: &Context, bytes: &[u8]) -> Result<Response> {
         .get("deleteOptions")
         .cloned()
         .unwrap_or_else(|| json!({}));
-    delete::one(context, options.to_string().as_bytes()).await?;
+    delete::with_options(context, options).await?;
     Ok(context.value_response(201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})))
 }
 

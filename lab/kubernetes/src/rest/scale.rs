@@ -129,7 +129,7 @@ pub(super) async fn write(context: &Context, is_patch: bool, bytes: &[u8]) -> Re
         let replicas = json::at(&scale, &["spec", "replicas"])
             .cloned()
             .unwrap_or_else(|| 0.into());
-        if !replicas.as_i64().is_some_and(|n| n >= 0) {
+        if replicas.as_i64().is_none_or(|n| n < 0) {
             let error = FieldError::invalid(
                 "spec.replicas",
                 &replicas,

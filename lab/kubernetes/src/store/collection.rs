@@ -218,7 +218,7 @@ mod tests {
         let c = Collection::new("x", 0, 10);
         let a1 = object("a", 1);
         put(&c, None, a1.clone());
-        put(&c, Some(a1.clone()), object("a", 2));
+        put(&c, Some(a1), object("a", 2));
         put(&c, None, object("b", 3));
         let last = object("a", 4);
         c.apply(Event {

@@ -2,6 +2,7 @@
 
 mod cells;
 mod jsonpath;
+mod observed;
 mod pod;
 
 use serde_json::{Value, json};

@@ -45,15 +45,15 @@ pub(super) fn update(
             fixed(&["spec", "completions"]);
         }
         ("discovery.k8s.io", "endpointslices") => fixed(&["addressType"]),
-        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => {
-            if old.get("roleRef") != value.get("roleRef") {
-                let sent = value.get("roleRef").unwrap_or(&Value::Null);
-                errors.push(FieldError::invalid(
-                    "roleRef",
-                    sent,
-                    "cannot change roleRef",
-                ));
-            }
+        ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings")
+            if old.get("roleRef") != value.get("roleRef") =>
+        {
+            let sent = value.get("roleRef").unwrap_or(&Value::Null);
+            errors.push(FieldError::invalid(
+                "roleRef",
+                sent,
+                "cannot change roleRef",
+            ));
         }
         ("", "secrets") => {
             fixed(&["type"]);

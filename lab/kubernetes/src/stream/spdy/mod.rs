@@ -119,14 +119,13 @@ pub(super) async fn tunnel(socket: WebSocket, target: Target) {
     let (mut from_spdy, mut to_spdy) = tokio::io::split(far);
     let inward = async {
         while let Some(Ok(message)) = receiver.next().await {
-            match message {
-                Message::Binary(data) => {
-                    if to_spdy.write_all(&data).await.is_err() {
-                        break;
-                    }
-                }
-                Message::Close(_) => break,
-                _ => {}
+            let sent = match message {
+                Message::Binary(data) => to_spdy.write_all(&data).await.is_ok(),
+                Message::Close(_) => false,
+                _ => true,
+            };
+            if !sent {
+                break;
             }
         }
         drop(to_spdy.shutdown().await);
