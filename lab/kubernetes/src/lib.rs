@@ -6,7 +6,7 @@
 //!
 //! # Who writes, who reads
 //!
-//! Every write goes through one task ([`store`]) that checks preconditions, assigns resource
+//! Every write goes through one task (module `store`) that checks preconditions, assigns resource
 //! versions, logs a batch to SQLite and only then publishes and acknowledges it. Readers see
 //! immutable objects behind `Arc`, with their JSON bytes made once per version; a list or a watch
 //! event is a concatenation of bytes. Watchers are cursors into a bounded ring of events, so that a
