@@ -158,7 +158,13 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let objects = Arc::new(Objects::watch(&client, &tasks, &stop));
     let services = start_network(&objects, &client, host_net, &tasks, &stop)?;
     let (recorder, writer) = events::Recorder::new(client.clone(), node_name.clone());
-    tasks.spawn(writer);
+    let writer_stop = stop.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = writer => {}
+            () = writer_stop.cancelled() => {}
+        }
+    });
     let context = Arc::new(Context {
         client: client.clone(),
         node_name: node_name.clone(),
@@ -201,10 +207,12 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     if let Err(error) = controllers.await {
         tracing::error!(%error, "the controllers ended badly");
     }
+    tracing::debug!("controllers have ended");
     stop_pods.cancel();
     if let Err(error) = pods.await {
         tracing::error!(%error, "the pods' manager ended badly");
     }
+    tracing::debug!("pods have ended");
     // Watches end, so that serving ends without waiting for its clients.
     api.stop();
     stop.cancel();

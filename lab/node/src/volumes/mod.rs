@@ -1,6 +1,6 @@
 //! Volumes of a pod.
 //!
-//! Each lives in `pods/UID/volumes/NAME` and is bound into containers from there. [`sync`] is called before the first
+//! Each lives in `pods/UID/volumes/NAME` and is bound into containers from there. [`Volumes::sync`] is called before the first
 //! container starts and again whenever a ConfigMap, a Secret or the pod's metadata changed or a token is due; it writes
 //! only what differs, and containers see new content by the `..data` link ([`payload`]). Volumes with secrets are tmpfs.
 

@@ -152,6 +152,7 @@ impl Worker {
         let Some(status) = self.pod.status.clone() else {
             return;
         };
+        let policy = self.policy().to_owned();
         let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let reported: Vec<_> = status
             .init_container_statuses
@@ -189,7 +190,11 @@ impl Worker {
                 },
                 message: terminated.and_then(|terminated| terminated.message.clone()),
             };
-            if finished {
+            // Without restarts a lost container is the end of it.
+            let over = container.role == Role::Main
+                && status.container_id.is_some()
+                && !container.restarts_after(&ended.exit, &policy);
+            if finished || over {
                 container.attempt = attempt;
                 container.state = State::Ended(ended);
             } else if status.container_id.is_some() {
