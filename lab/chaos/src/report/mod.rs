@@ -1,7 +1,7 @@
 //! What was found, for people: one self-contained page. (Programs read the JSON of [`crate::Outcome`].)
 //!
 //! The page has no script and loads nothing; its pictures are inline SVG. Every text that came from outside (pod names,
-//! error messages, answers of the mesh) goes through [`escape`].
+//! error messages, answers of the mesh) goes through `escape`.
 
 mod html;
 mod svg;
