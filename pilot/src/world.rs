@@ -145,10 +145,14 @@ impl ScopeCache {
         let affected = change.affected();
         let clusters = self.clusters.get().or(self.former_clusters.as_ref());
         // A cluster that holds its endpoints itself (STRICT_DNS) changes with them.
-        let keeps_clusters = !affected.clusters
-            && !(affected.endpoints
-                && clusters
-                    .is_some_and(|list| list.iter().any(|r| change.touches_cluster(&r.name))));
+        let holds_touched = || {
+            let mut names = clusters
+                .iter()
+                .flat_map(|list| list.iter())
+                .map(|r| &r.name);
+            names.any(|name| change.touches_cluster(name))
+        };
+        let keeps_clusters = !affected.clusters && (!affected.endpoints || !holds_touched());
         if keeps_clusters && let Some(clusters) = self.clusters.get() {
             let _ = next.clusters.set(clusters.clone());
             next.lists = Mutex::new(self.lists.lock().clone());
