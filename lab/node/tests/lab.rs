@@ -28,8 +28,9 @@ use support::Lab;
 
 macro_rules! side_by_side {
     ($lab:expr, $failed:expr, $($scenario:path),+ $(,)?) => {{
-        let mut running = Vec::new();
-        $(running.push((stringify!($scenario), AssertUnwindSafe($scenario($lab)).catch_unwind().boxed()));)+
+        let running = vec![
+            $((stringify!($scenario), AssertUnwindSafe($scenario($lab)).catch_unwind().boxed()),)+
+        ];
         let results = futures::future::join_all(running.into_iter().map(|(name, scenario)| async move {
             let began = std::time::Instant::now();
             let result = scenario.await;
