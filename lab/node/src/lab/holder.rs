@@ -68,6 +68,17 @@ fn prepare() -> anyhow::Result<()> {
     ] {
         tools::sysctl(&path, "0")?;
     }
+    // A dead pod's address must be refused, not swallowed: with the kernel's defaults a client (an Envoy whose Pilot was
+    // killed) would wait for its whole connect timeout. So forget neighbours within about a second.
+    for (name, value) in [
+        ("base_reachable_time_ms", "2000"),
+        ("delay_first_probe_time", "1"),
+        ("retrans_time_ms", "200"),
+        ("ucast_solicit", "2"),
+        ("mcast_solicit", "2"),
+    ] {
+        tools::sysctl(&format!("net/ipv4/neigh/{BRIDGE}/{name}"), value)?;
+    }
     // Optional parts of the kernel: bridge netfilter would run our rules twice, IPv6 would only chatter.
     let _ = tools::sysctl("net/bridge/bridge-nf-call-iptables", "0");
     let _ = tools::sysctl(&format!("net/ipv6/conf/{BRIDGE}/disable_ipv6"), "1");
