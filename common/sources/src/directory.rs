@@ -1,8 +1,9 @@
 //! Config from a folder of YAML files, for running without an API server.
 //!
 //! The folder is read recursively (`.yaml`, `.yml`, `.json`; hidden entries left out, symbolic links followed, as a
-//! mounted ConfigMap needs). The operating system tells of changes; after 100 ms of quiet, or 1 s of unrest, the files
-//! are read again. A slow poll catches what notifications miss. Files that did not change are not parsed again.
+//! mounted ConfigMap needs). The operating system tells of changes; 10 ms after the last file was closed or renamed into
+//! place (100 ms while one is still being written, and 1 s at most) the files are read again. A slow poll catches what
+//! notifications miss. Files that did not change are not parsed again.
 //!
 //! A file that is broken keeps its last good objects until it is mended; a file that is gone takes its objects with it;
 //! a folder that cannot be read changes nothing. Of several objects with one name the one in the first file (by path)
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use mesh_config::parse::{self, Options};
 use mesh_config::{ConfigError, ObjectKey, Place, Store, TypedObject};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::files;
@@ -34,7 +34,7 @@ pub struct DirectoryOptions {
     pub path: PathBuf,
     /// Namespace of objects that name none.
     pub default_namespace: String,
-    /// Quiet time after a change before files are read.
+    /// Quiet time before files are read while one of them is still open for writing.
     pub settle: Duration,
     /// Files are looked at this often even without a notification.
     pub poll: Duration,
@@ -80,13 +80,13 @@ impl DirectorySource {
 
     /// Reads and publishes until `shutdown`. Run once.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
-        let (sender, mut changes) = mpsc::channel(1);
+        let mut news = files::News::new();
         let mut watcher = None;
         let (mut store, mut files) = (Store::new(), Files::default());
         loop {
             // Before reading, so that a change while reading is not missed. The folder may appear later.
             if watcher.is_none() {
-                watcher = files::watch(&self.options.path, sender.clone());
+                watcher = news.watch(&self.options.path);
             }
             let options = self.options.clone();
             let scan = tokio::task::spawn_blocking(move || {
@@ -123,7 +123,7 @@ impl DirectorySource {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep(retry) => {}
-                _ = changes.recv() => files::settle(&mut changes, self.options.settle).await,
+                () = news.settled(self.options.settle) => {}
             }
         }
     }

@@ -15,7 +15,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use mesh_config::MeshConfig;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::files;
@@ -109,7 +109,7 @@ impl MeshSource {
     }
 
     async fn follow_file(&self, path: &Path) {
-        let (sender, mut changes) = mpsc::channel(1);
+        let mut news = files::News::new();
         // The folder, not the file: a mounted ConfigMap changes by replacing links beside the file.
         let folder = path
             .parent()
@@ -118,7 +118,7 @@ impl MeshSource {
         let mut watcher = None;
         loop {
             if watcher.is_none() {
-                watcher = files::watch(folder, sender.clone());
+                watcher = news.watch(folder);
             }
             let owned = path.to_path_buf();
             match tokio::task::spawn_blocking(move || files::load(&owned)).await {
@@ -134,7 +134,7 @@ impl MeshSource {
             }
             tokio::select! {
                 () = tokio::time::sleep(POLL) => {}
-                _ = changes.recv() => files::settle(&mut changes, SETTLE).await,
+                () = news.settled(SETTLE) => {}
             }
         }
     }
