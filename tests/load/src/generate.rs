@@ -1,5 +1,6 @@
 //! A config directory of generated services: ServiceEntries with addresses, endpoints and an HTTP port, as many and as
-//! alike as a large mesh has them. Service 0 has a file of its own, so that a change of it is a change of one small file.
+//! alike as a large mesh has them. The first services have files of their own, so that a change of one is a change of one
+//! small file.
 
 use std::{fmt::Write as _, path::Path};
 
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// Endpoints of each.
     #[arg(long, default_value_t = 2)]
     endpoints: usize,
+    /// How many of the services, from 0 on, get a file each: these can be changed one by one.
+    #[arg(long, default_value_t = 1)]
+    single: usize,
     /// Where to; created if missing.
     #[arg(long)]
     dir: std::path::PathBuf,
@@ -30,20 +34,29 @@ pub(crate) fn host(number: usize) -> String {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    write(&args.dir, args.services, args.endpoints)?;
+    let Args {
+        services,
+        endpoints,
+        single,
+        dir,
+    } = args;
+    write(dir, *services, *endpoints, *single)?;
     println!(
-        "{} services with {} endpoints each in {}",
-        args.services,
-        args.endpoints,
-        args.dir.display()
+        "{services} services with {endpoints} endpoints each in {}",
+        dir.display()
     );
     Ok(())
 }
 
 /// Writes the directory.
-pub(crate) fn write(dir: &Path, services: usize, endpoints: usize) -> anyhow::Result<()> {
+pub(crate) fn write(
+    dir: &Path,
+    services: usize,
+    endpoints: usize,
+    single: usize,
+) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("--dir {}", dir.display()))?;
-    let all: Vec<usize> = (1..services).collect();
+    let all: Vec<usize> = (single..services).collect();
     for (index, chunk) in all.chunks(PER_FILE).enumerate() {
         let text: String = chunk
             .iter()
@@ -51,22 +64,46 @@ pub(crate) fn write(dir: &Path, services: usize, endpoints: usize) -> anyhow::Re
             .collect();
         replace(&dir.join(format!("services-{index:03}.yaml")), &text)?;
     }
-    write_first(dir, endpoints)
+    (0..single.min(services)).try_for_each(|number| write_service(dir, number, endpoints))
 }
 
-/// (Re)writes service 0 with this many endpoints.
-pub(crate) fn write_first(dir: &Path, endpoints: usize) -> anyhow::Result<()> {
-    replace(&dir.join("service-0.yaml"), &service_entry(0, endpoints))
+/// (Re)writes a service that has a file of its own.
+pub(crate) fn write_service(dir: &Path, number: usize, endpoints: usize) -> anyhow::Result<()> {
+    let text = service_entry(number, endpoints);
+    replace(&dir.join(format!("service-{number}.yaml")), &text)
 }
 
-/// Writes a VirtualService for service 0 with this timeout.
-pub(crate) fn write_virtual_service(dir: &Path, timeout_seconds: u32) -> anyhow::Result<()> {
-    let host = host(0);
+/// Removes a service that has a file of its own.
+pub(crate) fn remove_service(dir: &Path, number: usize) -> anyhow::Result<()> {
+    remove(&dir.join(format!("service-{number}.yaml")))
+}
+
+/// Removes the VirtualService of a service.
+pub(crate) fn remove_virtual_service(dir: &Path, number: usize) -> anyhow::Result<()> {
+    remove(&dir.join(format!("virtual-service-{number}.yaml")))
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a VirtualService for a service, with this timeout.
+pub(crate) fn write_virtual_service(
+    dir: &Path,
+    number: usize,
+    timeout_seconds: u32,
+) -> anyhow::Result<()> {
+    let host = host(number);
     let text = format!(
         "apiVersion: networking.istio.io/v1alpha3
 kind: VirtualService
 metadata:
-  name: svc-00000
+  name: svc-{number:05}
   namespace: {NAMESPACE}
 spec:
   hosts: [{host}]
@@ -77,7 +114,7 @@ spec:
         host: {host}
 "
     );
-    replace(&dir.join("virtual-service-0.yaml"), &text)
+    replace(&dir.join(format!("virtual-service-{number}.yaml")), &text)
 }
 
 fn service_entry(number: usize, endpoints: usize) -> String {

@@ -3,6 +3,7 @@
 mod ads;
 mod generate;
 mod http;
+mod plot;
 mod process;
 mod table;
 
@@ -20,6 +21,10 @@ struct Cli {
 enum Command {
     /// Connect fake Envoys to Pilot, measure first config and pushes of single changes.
     Ads(Box<ads::Args>),
+    /// Change Pilot's config for a while with proxies coming and going: no leak, and nobody is left behind.
+    Soak(Box<ads::SoakArgs>),
+    /// Draw what `ads -o json` measured, as SVG.
+    Plot(plot::Args),
     /// Write a config directory of generated services for `ads`.
     Gen(generate::Args),
     /// Closed-loop HTTP load.
@@ -39,6 +44,8 @@ enum Output {
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Ads(args) => ads::run(*args).await,
+        Command::Soak(args) => ads::soak(*args).await,
+        Command::Plot(args) => plot::run(&args),
         Command::Gen(args) => generate::run(&args),
         Command::Http(args) => http::run(args).await,
     }

@@ -1,28 +1,23 @@
-//! One fake Envoy.
+//! One fake Envoy: a connection, a stream, and the subscriptions of a sidecar.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use envoy_types::pb::{
-    envoy::{
-        config::core::v3::Node,
-        service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest},
-    },
+    envoy::config::core::v3::Node,
     google::protobuf::{Struct, Value, value::Kind},
 };
-use prost::Message as _;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, client::Grpc, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use super::lite;
-
-const PREFIX: &str = "type.googleapis.com/envoy.config.";
-const CDS: &str = "cluster.v3.Cluster";
-const EDS: &str = "endpoint.v3.ClusterLoadAssignment";
-const LDS: &str = "listener.v3.Listener";
-const RDS: &str = "route.v3.RouteConfiguration";
+use super::{
+    holdings::{Holdings, Type, Wants},
+    lite,
+};
 
 /// What a proxy has seen.
 #[derive(Clone, Debug, Default)]
@@ -36,10 +31,8 @@ pub(super) struct Progress {
     pub(super) bytes: u64,
     pub(super) eds_responses: u64,
     pub(super) rds_responses: u64,
-    pub(super) clusters: u64,
-    pub(super) endpoints: u64,
-    pub(super) listeners: u64,
-    pub(super) routes: u64,
+    /// Held now: clusters, endpoints, listeners, routes.
+    pub(super) held: [u64; 4],
 }
 
 impl Progress {
@@ -53,6 +46,10 @@ impl Progress {
     }
 
     pub(super) fn add(self, other: Self) -> Self {
+        let mut held = self.held;
+        for (sum, more) in held.iter_mut().zip(other.held) {
+            *sum += more;
+        }
         Self {
             complete: self.complete && other.complete,
             at: self.at.max(other.at),
@@ -61,68 +58,48 @@ impl Progress {
             bytes: self.bytes + other.bytes,
             eds_responses: self.eds_responses + other.eds_responses,
             rds_responses: self.rds_responses + other.rds_responses,
-            clusters: self.clusters + other.clusters,
-            endpoints: self.endpoints + other.endpoints,
-            listeners: self.listeners + other.listeners,
-            routes: self.routes + other.routes,
+            held,
         }
     }
 }
 
-pub(super) struct Proxy {
-    node: Node,
-    target: String,
-    delta: bool,
-    progress: watch::Sender<Progress>,
-    clusters: BTreeSet<String>,
-    listeners: BTreeSet<String>,
-    wanted_endpoints: BTreeSet<String>,
-    endpoints: BTreeSet<String>,
-    wanted_routes: BTreeSet<String>,
-    routes: BTreeSet<String>,
-    nonces: [String; 4],
+/// Who a fake Envoy is, and how it speaks.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) number: usize,
+    pub(super) namespace: String,
+    pub(super) target: String,
+    pub(super) delta: bool,
 }
 
-/// A response of either variant.
-struct Response {
-    ty: &'static str,
-    nonce: String,
-    version: String,
-    resources: Vec<lite::Any>,
-    removed: Vec<String>,
-    bytes: u64,
-}
-
-fn index(ty: &str) -> usize {
-    [CDS, EDS, LDS, RDS]
-        .iter()
-        .position(|known| *known == ty)
-        .unwrap_or_default()
-}
-
-impl Proxy {
-    pub(super) fn new(
-        number: usize,
-        namespaces: usize,
-        target: String,
-        delta: bool,
-        progress: watch::Sender<Progress>,
-    ) -> Self {
+impl Identity {
+    /// The `number`th of a fleet that is spread over so many namespaces.
+    pub(super) fn new(number: usize, namespaces: usize, target: &str, delta: bool) -> Self {
         let namespace = match namespaces {
             0 | 1 => crate::generate::NAMESPACE.to_owned(),
             many => format!("{}-{}", crate::generate::NAMESPACE, number % many),
         };
+        Self {
+            number,
+            namespace,
+            target: target.to_owned(),
+            delta,
+        }
+    }
+
+    fn node(&self) -> Node {
+        let Self {
+            number, namespace, ..
+        } = self;
         let address = format!("10.1.{}.{}", number / 250, number % 250 + 1);
-        let id =
-            format!("sidecar~{address}~proxy-{number}.{namespace}~{namespace}.svc.cluster.local");
         let text = |text: &str| Value {
             kind: Some(Kind::StringValue(text.to_owned())),
         };
         let metadata = [
             ("ISTIO_VERSION", "1.4.10"),
             ("INSTANCE_IPS", &address),
-            ("CONFIG_NAMESPACE", &namespace),
-            ("NAMESPACE", &namespace),
+            ("CONFIG_NAMESPACE", namespace),
+            ("NAMESPACE", namespace),
             ("CLUSTER_ID", "Kubernetes"),
             ("LABELS", &format!(r#"{{"app":"proxy-{number}"}}"#)),
         ];
@@ -130,30 +107,53 @@ impl Proxy {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), text(value)))
             .collect();
-        let node = Node {
-            id,
+        Node {
+            id: format!(
+                "sidecar~{address}~proxy-{number}.{namespace}~{namespace}.svc.cluster.local"
+            ),
             cluster: format!("proxy.{namespace}"),
             metadata: Some(Struct { fields }),
             ..Node::default()
-        };
+        }
+    }
+}
+
+/// A fake Envoy.
+pub(super) struct Proxy {
+    identity: Identity,
+    progress: watch::Sender<Progress>,
+    holdings: Arc<Mutex<Holdings>>,
+    nonces: [String; 4],
+}
+
+/// A response of either variant.
+struct Response {
+    ty: Type,
+    nonce: String,
+    version: String,
+    resources: Vec<lite::Any>,
+    removed: Vec<Bytes>,
+}
+
+impl Proxy {
+    pub(super) fn new(
+        identity: Identity,
+        progress: watch::Sender<Progress>,
+        holdings: Arc<Mutex<Holdings>>,
+    ) -> Self {
         Self {
-            node,
-            target,
-            delta,
+            identity,
             progress,
-            clusters: BTreeSet::new(),
-            listeners: BTreeSet::new(),
-            wanted_endpoints: BTreeSet::new(),
-            endpoints: BTreeSet::new(),
-            wanted_routes: BTreeSet::new(),
-            routes: BTreeSet::new(),
+            holdings,
             nonces: Default::default(),
         }
     }
 
+    /// Lives until the server ends the stream, which is an error.
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let endpoint = Channel::from_shared(format!("http://{}", self.target))
-            .with_context(|| format!("--target {:?}: expected HOST:PORT", self.target))?
+        let target = &self.identity.target;
+        let endpoint = Channel::from_shared(format!("http://{target}"))
+            .with_context(|| format!("--target {target:?}: expected HOST:PORT"))?
             // Envoy's own windows are larger than any response.
             .initial_stream_window_size(16 << 20)
             .initial_connection_window_size(24 << 20)
@@ -161,10 +161,10 @@ impl Proxy {
         let channel = endpoint
             .connect()
             .await
-            .with_context(|| format!("--target {}: cannot connect", self.target))?;
+            .with_context(|| format!("--target {target}: cannot connect"))?;
         let mut grpc = Grpc::new(channel).max_decoding_message_size(256 << 20);
         grpc.ready().await.context("the connection was closed")?;
-        if self.delta {
+        if self.identity.delta {
             self.run_delta(grpc).await
         } else {
             self.run_sotw(grpc).await
@@ -172,238 +172,160 @@ impl Proxy {
     }
 
     async fn run_sotw(mut self, mut grpc: Grpc<Channel>) -> anyhow::Result<()> {
-        let (sender, receiver) = mpsc::channel::<DiscoveryRequest>(64);
-        let request = |ty: &str| DiscoveryRequest {
-            type_url: format!("{PREFIX}{ty}"),
+        let (sender, receiver) = mpsc::channel::<lite::DiscoveryRequest>(64);
+        let request = |ty: Type| lite::DiscoveryRequest {
+            type_url: ty.url().to_owned(),
             ..Default::default()
         };
         sender
-            .send(DiscoveryRequest {
-                node: Some(self.node.clone()),
-                ..request(CDS)
+            .send(lite::DiscoveryRequest {
+                node: Some(self.identity.node()),
+                ..request(Type::Cluster)
             })
             .await?;
-        let codec = ProstCodec::<DiscoveryRequest, lite::DiscoveryResponse>::default();
+        let codec = ProstCodec::<lite::DiscoveryRequest, lite::DiscoveryResponse>::default();
         let path =
             "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
         let receiver = tonic::Request::new(ReceiverStream::new(receiver));
         let response = grpc.streaming(receiver, path.parse()?, codec).await?;
         let mut responses: Streaming<lite::DiscoveryResponse> = response.into_inner();
         while let Some(message) = responses.message().await? {
-            let bytes = message.encoded_len() as u64;
-            let Some(response) = Response::new(
-                &message.type_url,
-                message.nonce,
-                message.version_info,
-                message.resources,
-                Vec::new(),
-                bytes,
-            ) else {
+            let bytes = prost::Message::encoded_len(&message) as u64;
+            let Some(ty) = Type::of(&message.type_url) else {
                 continue;
             };
-            let (ty, nonce, version) = (
-                response.ty,
-                response.nonce.clone(),
-                response.version.clone(),
-            );
-            let former = self.wanted(EDS).clone();
-            let former_routes = self.wanted(RDS).clone();
-            let first = self.nonces[index(ty)].is_empty();
-            self.take(&response, true)?;
-            self.nonces[index(ty)] = nonce.clone();
+            let response = Response {
+                ty,
+                nonce: message.nonce,
+                version: message.version_info,
+                resources: message.resources,
+                removed: Vec::new(),
+            };
+            let first = self.nonces[ty as usize].is_empty();
+            let wants = self.take(&response, bytes)?;
+            self.nonces[ty as usize].clone_from(&response.nonce);
             // What it needs next, before the answer: as Envoy does.
-            for (needs, former) in [(EDS, &former), (RDS, &former_routes)] {
-                let wanted = self.wanted(needs);
-                if wanted != former && ty != needs {
-                    let request = DiscoveryRequest {
-                        resource_names: wanted.iter().cloned().collect(),
-                        response_nonce: self.nonces[index(needs)].clone(),
-                        ..request(needs)
-                    };
-                    sender.send(request).await?;
-                }
+            if let Some(needs) = needs(ty).filter(|_| !wants.is_empty()) {
+                let request = lite::DiscoveryRequest {
+                    resource_names: self.names(needs),
+                    response_nonce: self.nonces[needs as usize].clone(),
+                    ..request(needs)
+                };
+                sender.send(request).await?;
             }
-            let names = self.wanted(ty).iter().cloned().collect();
-            let ack = DiscoveryRequest {
-                version_info: version,
-                response_nonce: nonce,
-                resource_names: names,
+            let ack = lite::DiscoveryRequest {
+                version_info: response.version,
+                response_nonce: response.nonce,
+                resource_names: self.names(ty),
                 ..request(ty)
             };
             sender.send(ack).await?;
-            // Listeners are asked for once the clusters are there.
-            if first && (ty == EDS || (ty == CDS && self.wanted_endpoints.is_empty())) {
-                sender.send(request(LDS)).await?;
+            if first && self.warmed_by(ty) {
+                sender.send(request(Type::Listener)).await?;
             }
         }
-        anyhow::bail!("the server ended the stream of {}", self.node.id)
+        anyhow::bail!("the server ended the stream of {}", self.identity.node().id)
     }
 
     async fn run_delta(mut self, mut grpc: Grpc<Channel>) -> anyhow::Result<()> {
-        let (sender, receiver) = mpsc::channel::<DeltaDiscoveryRequest>(64);
-        let request = |ty: &str| DeltaDiscoveryRequest {
-            type_url: format!("{PREFIX}{ty}"),
+        let (sender, receiver) = mpsc::channel::<lite::DeltaDiscoveryRequest>(64);
+        let request = |ty: Type| lite::DeltaDiscoveryRequest {
+            type_url: ty.url().to_owned(),
             ..Default::default()
         };
         sender
-            .send(DeltaDiscoveryRequest {
-                node: Some(self.node.clone()),
-                ..request(CDS)
+            .send(lite::DeltaDiscoveryRequest {
+                node: Some(self.identity.node()),
+                ..request(Type::Cluster)
             })
             .await?;
-        let codec = ProstCodec::<DeltaDiscoveryRequest, lite::DeltaDiscoveryResponse>::default();
+        let codec =
+            ProstCodec::<lite::DeltaDiscoveryRequest, lite::DeltaDiscoveryResponse>::default();
         let path =
             "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
         let receiver = tonic::Request::new(ReceiverStream::new(receiver));
         let response = grpc.streaming(receiver, path.parse()?, codec).await?;
         let mut responses: Streaming<lite::DeltaDiscoveryResponse> = response.into_inner();
         while let Some(message) = responses.message().await? {
-            let bytes = message.encoded_len() as u64;
-            let resources = message
-                .resources
-                .into_iter()
-                .filter_map(|r| r.resource)
-                .collect();
-            let removed = message.removed_resources;
-            let Some(response) = Response::new(
-                &message.type_url,
-                message.nonce,
-                String::new(),
-                resources,
-                removed,
-                bytes,
-            ) else {
+            let bytes = prost::Message::encoded_len(&message) as u64;
+            let Some(ty) = Type::of(&message.type_url) else {
                 continue;
             };
-            let ty = response.ty;
-            let (former, former_routes) = (self.wanted(EDS).clone(), self.wanted(RDS).clone());
-            let first = self.nonces[index(ty)].is_empty();
-            self.take(&response, false)?;
-            self.nonces[index(ty)].clone_from(&response.nonce);
-            for (needs, former) in [(EDS, &former), (RDS, &former_routes)] {
-                let wanted = self.wanted(needs);
-                if wanted != former {
-                    let request = DeltaDiscoveryRequest {
-                        resource_names_subscribe: wanted.difference(former).cloned().collect(),
-                        resource_names_unsubscribe: former.difference(wanted).cloned().collect(),
-                        ..request(needs)
-                    };
-                    sender.send(request).await?;
-                }
+            let resources = message.resources.into_iter().filter_map(|r| r.resource);
+            let response = Response {
+                ty,
+                nonce: message.nonce,
+                version: String::new(),
+                resources: resources.collect(),
+                removed: message.removed_resources,
+            };
+            let first = self.nonces[ty as usize].is_empty();
+            let wants = self.take(&response, bytes)?;
+            self.nonces[ty as usize].clone_from(&response.nonce);
+            if let Some(needs) = needs(ty).filter(|_| !wants.is_empty()) {
+                let request = lite::DeltaDiscoveryRequest {
+                    resource_names_subscribe: wants.added,
+                    resource_names_unsubscribe: wants.removed,
+                    ..request(needs)
+                };
+                sender.send(request).await?;
             }
-            let ack = DeltaDiscoveryRequest {
+            let ack = lite::DeltaDiscoveryRequest {
                 response_nonce: response.nonce,
                 ..request(ty)
             };
             sender.send(ack).await?;
-            if first && (ty == EDS || (ty == CDS && self.wanted_endpoints.is_empty())) {
-                sender.send(request(LDS)).await?;
+            if first && self.warmed_by(ty) {
+                sender.send(request(Type::Listener)).await?;
             }
         }
-        anyhow::bail!("the server ended the stream of {}", self.node.id)
+        anyhow::bail!("the server ended the stream of {}", self.identity.node().id)
     }
 
-    /// The names it subscribes to for a type.
-    fn wanted(&self, ty: &str) -> &BTreeSet<String> {
-        static NOTHING: BTreeSet<String> = BTreeSet::new();
+    /// Listeners are asked for once the clusters are there with their endpoints.
+    fn warmed_by(&self, ty: Type) -> bool {
         match ty {
-            EDS => &self.wanted_endpoints,
-            RDS => &self.wanted_routes,
-            _ => &NOTHING,
+            Type::Endpoint => true,
+            Type::Cluster => !self.holdings.lock().wants_endpoints(),
+            Type::Listener | Type::Route => false,
         }
     }
 
-    /// Takes in a response; `whole` if clusters and listeners that are not in it are gone.
-    fn take(&mut self, response: &Response, whole: bool) -> anyhow::Result<()> {
-        let bodies = || response.resources.iter().map(|any| &any.value[..]);
-        match response.ty {
-            CDS => {
-                if whole {
-                    self.clusters.clear();
-                    self.wanted_endpoints.clear();
-                }
-                for body in bodies() {
-                    let cluster = lite::Cluster::decode(body)?;
-                    if cluster.discovery_type == lite::EDS {
-                        self.wanted_endpoints.insert(cluster.name.clone());
-                    }
-                    self.clusters.insert(cluster.name);
-                }
-                for name in &response.removed {
-                    self.clusters.remove(name);
-                    self.wanted_endpoints.remove(name);
-                }
-                self.endpoints
-                    .retain(|name| self.wanted_endpoints.contains(name));
-            }
-            EDS => {
-                for body in bodies() {
-                    self.endpoints
-                        .insert(lite::ClusterLoadAssignment::decode(body)?.cluster_name);
-                }
-            }
-            LDS => {
-                if whole {
-                    self.listeners.clear();
-                    self.wanted_routes.clear();
-                }
-                for body in bodies() {
-                    let listener = lite::Listener::decode(body)?;
-                    self.wanted_routes.extend(listener.routes());
-                    self.listeners.insert(listener.name);
-                }
-                for name in &response.removed {
-                    self.listeners.remove(name);
-                }
-            }
-            _ => {
-                for body in bodies() {
-                    self.routes
-                        .insert(lite::RouteConfiguration::decode(body)?.name);
-                }
-            }
-        }
-        let complete = !self.listeners.is_empty()
-            && self.wanted_endpoints.is_subset(&self.endpoints)
-            && self.wanted_routes.is_subset(&self.routes);
+    fn names(&self, ty: Type) -> Vec<Bytes> {
+        self.holdings.lock().wanted(ty).cloned().collect()
+    }
+
+    fn take(&mut self, response: &Response, bytes: u64) -> anyhow::Result<Wants> {
+        let Response {
+            ty,
+            resources,
+            removed,
+            ..
+        } = response;
+        let whole = !self.identity.delta;
+        let mut holdings = self.holdings.lock();
+        let wants = holdings.take(*ty, resources, removed, whole)?;
+        let (complete, held) = (holdings.complete(), holdings.counts());
+        drop(holdings);
         self.progress.send_modify(|progress| {
             progress.complete = complete;
             progress.at = Some(Instant::now());
             progress.responses += 1;
-            progress.resources += response.resources.len() as u64;
-            progress.bytes += response.bytes;
-            progress.eds_responses += u64::from(response.ty == EDS);
-            progress.rds_responses += u64::from(response.ty == RDS);
-            progress.clusters = self.clusters.len() as u64;
-            progress.endpoints = self.endpoints.len() as u64;
-            progress.listeners = self.listeners.len() as u64;
-            progress.routes = self.routes.len() as u64;
+            progress.resources += resources.len() as u64;
+            progress.bytes += bytes;
+            progress.eds_responses += u64::from(*ty == Type::Endpoint);
+            progress.rds_responses += u64::from(*ty == Type::Route);
+            progress.held = held;
         });
-        Ok(())
+        Ok(wants)
     }
 }
 
-impl Response {
-    /// `None` for a type that was not asked for.
-    fn new(
-        type_url: &str,
-        nonce: String,
-        version: String,
-        resources: Vec<lite::Any>,
-        removed: Vec<String>,
-        bytes: u64,
-    ) -> Option<Self> {
-        let short = type_url.strip_prefix(PREFIX)?;
-        let ty = [CDS, EDS, LDS, RDS]
-            .into_iter()
-            .find(|known| *known == short)?;
-        Some(Self {
-            ty,
-            nonce,
-            version,
-            resources,
-            removed,
-            bytes,
-        })
+/// What resources of a type name.
+fn needs(ty: Type) -> Option<Type> {
+    match ty {
+        Type::Cluster => Some(Type::Endpoint),
+        Type::Listener => Some(Type::Route),
+        Type::Endpoint | Type::Route => None,
     }
 }
