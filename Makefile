@@ -8,7 +8,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 ISTIOCTL := $(TARGET)/release/istioctl
 
-.PHONY: help setup build demo test up down bench lint fmt golden clean-tools
+.PHONY: help setup build demo test up down bench sweep soak lint fmt golden clean-tools
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,7 +32,14 @@ down: ## Take the lab of `make up` down
 	$(ISTIOCTL) lab down
 
 bench: build ## Measure, beside the goals
-	@hack/bench.sh
+	@hack/bench.sh goals
+	@hack/bench.sh large
+
+sweep: build ## Measure how pushes grow with proxies and services; draws docs/pilot-push-*.svg
+	@hack/bench.sh sweep
+
+soak: build ## Ten minutes of changes while proxies come and go: no leak, nobody left behind
+	@hack/bench.sh soak
 
 lint: setup ## What CI checks before the tests
 	cargo fmt --all --check
