@@ -1,6 +1,11 @@
-//! The real `pilot-discovery`, started as a process, with and without a real Envoy.
+//! The real `pilot-discovery`, started as a process, with and without real Envoys. [`harness`] says how a test is written.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod actions;
+mod capture;
 mod envoy;
+#[allow(dead_code, unused_imports)] // a box of tools: not each is in use at every moment
 mod harness;
+mod matches;
 mod process;
+mod resilience;
