@@ -6,6 +6,7 @@ mod app;
 mod args;
 mod debug;
 mod inputs;
+mod introduced;
 mod metrics;
 mod proxy;
 mod registry;

@@ -27,11 +27,15 @@ use pilot_generate::{
 use pilot_xds::{Collection, Resource};
 use prost::Message as _;
 
+use crate::introduced::Introduced;
+
 /// See the [module](self).
 pub(crate) struct World {
     /// Distinguishes worlds of this process.
     pub(crate) number: u64,
     pub(crate) snapshot: Arc<Snapshot>,
+    /// Since which world each config object is served.
+    pub(crate) introduced: Arc<Introduced>,
     scopes: Mutex<AHashMap<ScopeKey, Arc<ScopeCache>>>,
 }
 
@@ -40,6 +44,7 @@ impl World {
     pub(crate) fn first(snapshot: Arc<Snapshot>) -> Self {
         Self {
             number: 1,
+            introduced: Arc::<Introduced>::default().next(&snapshot.inputs().configs, 1),
             snapshot,
             scopes: Mutex::default(),
         }
@@ -56,8 +61,10 @@ impl World {
                 (key, Arc::new(next))
             })
             .collect();
+        let number = self.number + 1;
         Self {
-            number: self.number + 1,
+            number,
+            introduced: self.introduced.next(&snapshot.inputs().configs, number),
             snapshot,
             scopes: Mutex::new(scopes),
         }

@@ -176,6 +176,53 @@ async fn session(delta: bool) {
         served as u64 + 1,
         "and the static one"
     );
+    // Every config object has arrived, and it is known since when.
+    let objects = pilot.json("/debug/config_distribution").await;
+    let resources: Vec<&str> = objects
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|object| {
+            assert_eq!(
+                (&object["have"], &object["proxies"]),
+                (&json!(1), &json!(1)),
+                "{object}"
+            );
+            assert!(
+                object["since"].is_string() && object["refused"] == json!([]),
+                "{object}"
+            );
+            object["resource"].as_str().unwrap()
+        })
+        .collect();
+    assert_eq!(
+        resources,
+        [
+            "virtual-service/shop/web",
+            "destination-rule/shop/web",
+            "service-entry/shop/web"
+        ]
+    );
+    let one = "/debug/config_distribution?resource=virtual-service/shop/web";
+    let versions = pilot.json(one).await;
+    assert_eq!(
+        versions[0]["route_acked"], versions[0]["cluster_acked"],
+        "{versions}"
+    );
+    assert!(versions[0]["route_acked"].is_string(), "{versions}");
+    let (status, text) = pilot
+        .page("/debug/config_distribution?resource=reviews")
+        .await;
+    assert!(
+        status == 404 && text.contains("virtual-service/default/reviews"),
+        "{text}"
+    );
+    let instances = pilot.json("/debug/instancesz").await;
+    assert_eq!(
+        instances["sidecar~10.9.9.9~client-0.shop~shop.svc.cluster.local"],
+        json!([]),
+        "the client serves nothing"
+    );
     let ads = pilot.json("/debug/adsz").await;
     assert_eq!(ads[0]["protocol"], if delta { "delta" } else { "sotw" });
     envoy.assert_nothing_rejected().await;

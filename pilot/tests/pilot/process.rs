@@ -30,11 +30,13 @@ async fn pages_tell_what_pilot_knows() {
     );
     let endpoints = pilot.page("/debug/endpointz?brief").await.1;
     assert!(
-        endpoints.starts_with("web.shop.svc.cluster.local:http 10.1.1.1:8080"),
+        endpoints.starts_with("web.shop.svc.cluster.local:http 0 10.1.1.1:8080"),
         "{endpoints}"
     );
     let configs = pilot.json("/debug/configz").await;
-    assert_eq!(configs[0]["type"], "ServiceEntry");
+    assert_eq!(configs[0]["type"], "service-entry");
+    assert_eq!(configs[0]["Spec"]["hosts"][0], "web.shop.svc.cluster.local");
+    assert!(pilot.json("/debug").await["/debug/syncz"].is_string());
     for path in ["/debug/adsz", "/debug/cdsz", "/debug/syncz"] {
         assert_eq!(pilot.json(path).await, serde_json::json!([]), "{path}");
     }

@@ -3,7 +3,7 @@
 //! Each stream's task writes its own entry; debug handlers read. An entry is locked for the moment of a copy.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -58,8 +58,12 @@ pub struct Client<P> {
 struct State<P> {
     proxy: Arc<P>,
     types: [TypeStatus; 5],
-    synced: u64,
+    /// Worlds of which everything was answered, with the time of it; the newest last, the older ones forgotten.
+    synced: VecDeque<(u64, jiff::Timestamp)>,
 }
+
+/// How many synced worlds are remembered per client.
+const SYNCED: usize = 32;
 
 impl<P> Client<P> {
     /// What is known of the proxy.
@@ -74,7 +78,15 @@ impl<P> Client<P> {
 
     /// The newest world of which the client has answered everything; 0 for none.
     pub fn synced(&self) -> u64 {
-        self.state.lock().synced
+        self.state.lock().synced.back().map_or(0, |last| last.0)
+    }
+
+    /// Since when the client has everything of world `number`, or of one after it; `None`: it has not. A time long past
+    /// may be given too late: only the last few worlds are remembered.
+    pub fn synced_since(&self, number: u64) -> Option<jiff::Timestamp> {
+        let state = self.state.lock();
+        let first = state.synced.iter().find(|(world, _)| *world >= number);
+        first.map(|(_, at)| *at)
     }
 
     pub(crate) fn set_proxy(&self, proxy: &Arc<P>) {
@@ -82,7 +94,12 @@ impl<P> Client<P> {
     }
 
     pub(crate) fn set_synced(&self, number: u64) {
-        self.state.lock().synced = number;
+        let mut state = self.state.lock();
+        if state.synced.len() == SYNCED {
+            // The first one stays: what is older than all others is since then.
+            state.synced.remove(1);
+        }
+        state.synced.push_back((number, jiff::Timestamp::now()));
     }
 
     pub(crate) fn update<R>(&self, ty: ResourceType, f: impl FnOnce(&mut TypeStatus) -> R) -> R {
@@ -143,7 +160,7 @@ impl<P> Clients<P> {
             state: Mutex::new(State {
                 proxy,
                 types: Default::default(),
-                synced: 0,
+                synced: VecDeque::new(),
             }),
         });
         self.clients.write().insert(number, client.clone());
