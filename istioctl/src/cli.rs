@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::Paint;
-use crate::{chaos, demo, lab, proxy, validate, version};
+use crate::{chaos, demo, experimental, lab, proxy, validate, version};
 
 /// Control a service mesh: bring up a lab on this machine, break its control plane on purpose, and look into every proxy.
 #[derive(Debug, Parser)]
@@ -78,6 +78,9 @@ enum Command {
     ProxyConfig(proxy::ConfigCommand),
     /// Check configuration files without a cluster.
     Validate(validate::ValidateArgs),
+    /// Commands that may change.
+    #[command(visible_alias = "x", alias = "exp", subcommand)]
+    Experimental(experimental::Command),
     /// Versions of this program, the control plane and the proxies.
     Version(version::VersionArgs),
 }
@@ -106,6 +109,7 @@ impl Cli {
                 Command::ProxyStatus(args) => proxy::status(&global, args).await,
                 Command::ProxyConfig(command) => proxy::config(&global, command).await,
                 Command::Validate(args) => validate::run(&args),
+                Command::Experimental(command) => experimental::run(&global, command).await,
                 Command::Version(args) => version::run(&global, args).await,
             }
         });

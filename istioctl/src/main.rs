@@ -10,6 +10,7 @@ mod chaos;
 mod cli;
 mod connect;
 mod demo;
+mod experimental;
 mod lab;
 mod output;
 mod progress;

@@ -41,8 +41,28 @@ pub(crate) async fn status(global: &Global, args: StatusArgs) -> anyhow::Result<
         print_json(&list)?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(&table(&rows, Paint::stdout()));
+    let paint = Paint::stdout();
+    print(&table(&rows, paint));
+    print(&refusals(&rows, paint));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What proxies refused, in their own words, below the table.
+fn refusals(rows: &[(SyncStatus, String)], paint: Paint) -> String {
+    let mut out = String::new();
+    for (status, _) in rows {
+        for (kind, error) in status.refusals() {
+            out += &format!(
+                "\n{} {kind} {}: {error}",
+                status.proxy,
+                paint.bad("refused")
+            );
+        }
+    }
+    if !out.is_empty() {
+        out.push('\n');
+    }
+    out
 }
 
 fn table(rows: &[(SyncStatus, String)], paint: Paint) -> String {
@@ -68,6 +88,13 @@ fn as_json(status: &SyncStatus, pilot: &str) -> serde_json::Value {
     let mut value = json!({"proxy": status.proxy, "pilot": pilot, "version": version(status)});
     for (kind, sent, acked) in status.types() {
         value[kind.to_lowercase()] = json!(state(sent, acked));
+    }
+    let refused: serde_json::Map<_, _> = status
+        .refusals()
+        .map(|(kind, error)| (kind.to_lowercase(), json!(error)))
+        .collect();
+    if !refused.is_empty() {
+        value["refused"] = refused.into();
     }
     value
 }
@@ -99,6 +126,22 @@ mod tests {
         assert_eq!(state("a", "a"), "SYNCED");
         assert_eq!(state("a", ""), "STALE (Never Acknowledged)");
         assert_eq!(state("b", "a"), "STALE");
+    }
+
+    #[test]
+    fn what_a_proxy_refused_is_told_in_its_words() {
+        let status: SyncStatus = serde_json::from_value(json!({
+            "proxy": "a.default", "route_sent": "2", "route_acked": "1", "route_error": "no such cluster"
+        }))
+        .expect("an entry");
+        let value = as_json(&status, "pilot");
+        assert_eq!(value["refused"], json!({"rds": "no such cluster"}));
+        let text = refusals(&[(status, "pilot".to_owned())], Paint::stdout());
+        assert!(
+            text.contains("a.default RDS") && text.contains("no such cluster"),
+            "{text}"
+        );
+        assert_eq!(refusals(&[], Paint::stdout()), "");
     }
 
     #[test]

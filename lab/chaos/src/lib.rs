@@ -22,6 +22,7 @@ pub mod experiments;
 pub mod load;
 pub mod mesh;
 mod model;
+pub mod pilot;
 pub mod report;
 
 pub use engine::{Context, Experiment, Observer, Options};

@@ -12,7 +12,7 @@ use kube::{Api, ResourceExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, FIELD_MANAGER, is_running, pod_id};
+use crate::cluster::{Cluster, FIELD_MANAGER, pod_id};
 use crate::error::{ChaosError, Result};
 use crate::load::Connection;
 
@@ -111,6 +111,14 @@ pub struct SyncStatus {
     pub endpoint_sent: String,
     /// See above.
     pub endpoint_acked: String,
+    /// Why the last answered response was refused, per type; empty if it was accepted.
+    pub cluster_error: String,
+    /// See above.
+    pub listener_error: String,
+    /// See above.
+    pub route_error: String,
+    /// See above.
+    pub endpoint_error: String,
 }
 
 impl SyncStatus {
@@ -122,6 +130,18 @@ impl SyncStatus {
             ("EDS", &self.endpoint_sent, &self.endpoint_acked),
             ("RDS", &self.route_sent, &self.route_acked),
         ]
+    }
+
+    /// `(type, error)` of the types whose last response the proxy refused.
+    pub fn refusals(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("CDS", self.cluster_error.as_str()),
+            ("LDS", &self.listener_error),
+            ("EDS", &self.endpoint_error),
+            ("RDS", &self.route_error),
+        ]
+        .into_iter()
+        .filter(|(_, error)| !error.is_empty())
     }
 
     /// The types that were sent and not acknowledged.
@@ -136,29 +156,7 @@ impl SyncStatus {
 
 /// `/debug/syncz` of every running Pilot, by pod name.
 pub async fn syncz(cluster: &Cluster) -> Result<BTreeMap<String, Vec<SyncStatus>>> {
-    let namespace = &cluster.istio_namespace;
-    let mut all = BTreeMap::new();
-    for pod in cluster.pods(namespace, "istio=pilot").await? {
-        if !is_running(&pod) {
-            continue;
-        }
-        let name = pod.name_any();
-        let path = "/debug/syncz";
-        let reply = cluster.pod_get(namespace, &name, PILOT_HTTP, path).await?;
-        let parsed = serde_json::from_slice(&reply.body).map_err(|e| ChaosError::PodHttp {
-            pod: pod_id(&pod),
-            port: PILOT_HTTP,
-            path: path.to_owned(),
-            message: format!("status {}, not the JSON expected: {e}", reply.status),
-        })?;
-        all.insert(name, parsed);
-    }
-    if all.is_empty() {
-        return Err(ChaosError::Precondition(format!(
-            "no running pod with label istio=pilot in namespace {namespace}"
-        )));
-    }
-    Ok(all)
+    crate::pilot::pages(cluster, "/debug/syncz").await
 }
 
 /// `Ok` when every running proxy is connected to some Pilot and has acknowledged all it was sent; else who has not.
