@@ -4,8 +4,11 @@
 mod actions;
 mod capture;
 mod envoy;
+mod gateway;
 #[allow(dead_code, unused_imports)] // a box of tools: not each is in use at every moment
 mod harness;
 mod matches;
+mod outside;
 mod process;
 mod resilience;
+mod tcp;

@@ -270,17 +270,15 @@ fn a_full_pool_refuses() {
             .start(net, &pilot)
             .await;
         web.script(|_| Answer::ok().after(NEVER));
-        let ask = || async {
-            let stream = client.connect(VIP).await.unwrap();
-            send(stream, Request::get("/").host(WEB))
-        };
+        let connect = async || client.connect(VIP).await.unwrap();
+        let request = || Request::get("/").host(WEB);
         let cluster = format!("cluster.outbound|80||{WEB}");
-        let first = tokio::spawn(ask().await);
+        let first = tokio::spawn(send(connect().await, request()));
         until("the first is with the server", async || {
             (client.stat(&format!("{cluster}.upstream_rq_active")).await == 1).then_some(())
         })
         .await;
-        let second = tokio::spawn(ask().await);
+        let second = tokio::spawn(send(connect().await, request()));
         until("the second waits", async || {
             (client
                 .stat(&format!("{cluster}.upstream_rq_pending_active"))
@@ -289,7 +287,7 @@ fn a_full_pool_refuses() {
                 .then_some(())
         })
         .await;
-        let third = ask().await.await.unwrap();
+        let third = send(connect().await, request()).await.unwrap();
         assert_eq!(third.status, 503);
         assert_eq!(third.header("x-envoy-overloaded"), "true");
         assert!(
