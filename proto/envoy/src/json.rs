@@ -13,7 +13,8 @@ use envoy_types::pb::google::protobuf::{
 };
 use prost::{Message, Name};
 use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, ReflectMessage as _,
+    SerializeOptions,
 };
 use serde_json::Value;
 
@@ -44,6 +45,14 @@ pub enum JsonError {
     /// An `Any` in JSON without its type.
     #[error("an Any needs \"@type\": \"type.googleapis.com/<message>\"")]
     NoType,
+    /// Messages of two types that should be merged.
+    #[error("a {patch} cannot be merged into a {target}")]
+    OtherType {
+        /// Full name of the message merged into.
+        target: String,
+        /// Full name of the other one.
+        patch: String,
+    },
 }
 
 static POOL: LazyLock<Option<DescriptorPool>> = LazyLock::new(|| {
@@ -55,10 +64,14 @@ pub fn pool() -> Option<&'static DescriptorPool> {
     POOL.as_ref()
 }
 
-fn descriptor(full_name: &str) -> Result<MessageDescriptor, JsonError> {
-    pool()
-        .and_then(|pool| pool.get_message_by_name(full_name))
-        .ok_or_else(|| JsonError::UnknownType(full_name.to_owned()))
+/// The descriptor of a message of Envoy's API.
+pub fn descriptor(full_name: &str) -> Result<MessageDescriptor, JsonError> {
+    named(full_name).ok_or_else(|| JsonError::UnknownType(full_name.to_owned()))
+}
+
+/// The message behind a full name or type URL.
+pub(crate) fn named(type_url: &str) -> Option<MessageDescriptor> {
+    pool()?.get_message_by_name(crate::merge::message_name(type_url))
 }
 
 /// JSON of a message.
@@ -68,17 +81,24 @@ pub fn to_json<M: Message + Name>(message: &M) -> Result<Value, JsonError> {
 
 /// JSON of an encoded message whose type is known by name, such as `envoy.config.cluster.v3.Cluster`.
 pub fn bytes_to_json(full_name: &str, bytes: &[u8]) -> Result<Value, JsonError> {
-    let message = DynamicMessage::decode(descriptor(full_name)?, bytes).map_err(|source| {
-        JsonError::Wire {
-            message: full_name.to_owned(),
-            source,
-        }
-    })?;
+    dynamic_to_json(&decode(full_name, bytes)?)
+}
+
+/// A message by its descriptor, from its encoded form.
+pub fn decode(full_name: &str, bytes: &[u8]) -> Result<DynamicMessage, JsonError> {
+    DynamicMessage::decode(descriptor(full_name)?, bytes).map_err(|source| JsonError::Wire {
+        message: full_name.to_owned(),
+        source,
+    })
+}
+
+/// JSON of a message that is known by its descriptor.
+pub fn dynamic_to_json(message: &DynamicMessage) -> Result<Value, JsonError> {
     let options = SerializeOptions::new().use_proto_field_name(true);
     message
         .serialize_with_options(serde_json::value::Serializer, &options)
         .map_err(|source| JsonError::Json {
-            message: full_name.to_owned(),
+            message: message.descriptor().full_name().to_owned(),
             source,
         })
 }
@@ -109,13 +129,18 @@ pub fn from_json<M: Message + Name + Default>(json: &Value) -> Result<M, JsonErr
 
 /// The encoded message from its JSON.
 pub fn json_to_bytes(full_name: &str, json: &Value) -> Result<Vec<u8>, JsonError> {
+    dynamic_from_json(full_name, json).map(|message| message.encode_to_vec())
+}
+
+/// A message by its descriptor, from its JSON; an unknown field is an error.
+pub fn dynamic_from_json(full_name: &str, json: &Value) -> Result<DynamicMessage, JsonError> {
     let options = DeserializeOptions::new().deny_unknown_fields(true);
-    DynamicMessage::deserialize_with_options(descriptor(full_name)?, json, &options)
-        .map(|message| message.encode_to_vec())
-        .map_err(|source| JsonError::Json {
+    DynamicMessage::deserialize_with_options(descriptor(full_name)?, json, &options).map_err(
+        |source| JsonError::Json {
             message: full_name.to_owned(),
             source,
-        })
+        },
+    )
 }
 
 /// An `Any` from JSON with `@type`.
@@ -138,7 +163,7 @@ pub fn any_from_json(json: &Value) -> Result<Any, JsonError> {
 }
 
 /// Whether proto3 JSON writes a message otherwise than as its fields, so that in an `Any` it goes under `value`.
-fn has_own_form(full_name: &str) -> bool {
+pub(crate) fn has_own_form(full_name: &str) -> bool {
     full_name.starts_with("google.protobuf.") && full_name != "google.protobuf.Empty"
 }
 

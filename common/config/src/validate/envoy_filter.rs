@@ -83,7 +83,7 @@ fn config_patch(p: &mut Problems, path: &FieldPath, patch: &EnvoyConfigObjectPat
         p.add_accepting(
             &path.key("patch").key("operation"),
             "is missing",
-            "MERGE, ADD, REMOVE, INSERT_BEFORE or INSERT_AFTER",
+            "MERGE, ADD, REMOVE, INSERT_BEFORE, INSERT_AFTER, INSERT_FIRST or REPLACE",
         );
         return;
     }
