@@ -12,7 +12,7 @@ use mesh_config::MeshConfig;
 use mesh_service::{BuildInfo, Drain, Health, admin, serve};
 use mesh_sources::{
     ConfigSource, DirectoryOptions, DirectorySource, KubernetesOptions, KubernetesSource,
-    MeshLocation, MeshSource,
+    MeshLocation, MeshSource, NetworksSource,
 };
 use pilot_generate::registry::kubernetes::Context as KubernetesContext;
 use pilot_xds::{AggregatedDiscoveryService, Debounce, Engine, Publisher, Settings, server};
@@ -23,9 +23,13 @@ use crate::{
     debug::{self, Debug},
     inputs::{self, Intake},
     metrics::Metrics,
+    networks,
     registry::{Kubernetes, Mock, Registry},
     source::PilotSource,
 };
+
+/// The name of the cluster that Pilot itself belongs to.
+const PRIMARY_CLUSTER: &str = "Kubernetes";
 
 /// How often `/metrics` takes in what generators found.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -44,6 +48,7 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
         kubeconfig,
         config_dir,
         mesh_config,
+        networks_config,
         namespace,
         app_namespace,
         domain,
@@ -100,13 +105,22 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     // Sources.
     let (mesh_sender, meshes) = watch::channel(None);
     let mesh_source = MeshSource::new();
-    let location = mesh_location(mesh_config, client.as_ref(), &namespace);
+    let location = mesh_location(mesh_config, client.as_ref(), &namespace, "mesh");
     drain.spawn(mesh_source.clone().run(location, drain.token()));
     drain.spawn(follow_mesh(
         mesh_source,
         mesh_sender,
         intake.clone(),
         health.condition("mesh"),
+        drain.clone(),
+    ));
+    let networks = NetworksSource::new();
+    let location = mesh_location(networks_config, client.as_ref(), &namespace, "meshNetworks");
+    drain.spawn(networks.clone().run(location, drain.token()));
+    drain.spawn(networks::follow(
+        networks,
+        intake.clone(),
+        health.condition("mesh networks"),
         drain.clone(),
     ));
     let configs = config_source(config_dir, client.as_ref(), &app_namespace, &drain);
@@ -138,6 +152,7 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
                 .find(|text| !text.is_empty())
                 .unwrap_or_default();
             let context = KubernetesContext {
+                cluster: PRIMARY_CLUSTER.into(),
                 domain,
                 trust_domain,
                 default_export_to: mesh.default_service_export_to.clone(),
@@ -329,13 +344,14 @@ fn mesh_location(
     file: std::path::PathBuf,
     client: Option<&Client>,
     namespace: &str,
+    key: &str,
 ) -> MeshLocation {
     match client {
         Some(client) if !file.exists() => MeshLocation::ConfigMap {
             client: client.clone(),
             namespace: namespace.to_owned(),
             name: "istio".to_owned(),
-            key: "mesh".to_owned(),
+            key: key.to_owned(),
         },
         _ => MeshLocation::File(file),
     }

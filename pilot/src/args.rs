@@ -70,6 +70,16 @@ pub(crate) struct Discovery {
     )]
     pub(crate) mesh_config: PathBuf,
 
+    /// Networks of the mesh. Empty, or no such file: ConfigMap "istio", key "meshNetworks", of the own namespace; else none.
+    #[arg(
+        long = "networksConfig",
+        env = "PILOT_NETWORKS_CONFIG",
+        default_value = "/etc/istio/config/meshNetworks",
+        value_name = "FILE",
+        value_parser = path
+    )]
+    pub(crate) networks_config: PathBuf,
+
     /// The namespace Pilot runs in.
     #[arg(
         short = 'n',

@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Instant};
 
 use ahash::AHashMap;
-use mesh_config::{Configs, MeshConfig};
+use mesh_config::{Configs, MeshConfig, mesh::MeshNetworks};
 use mesh_service::Condition;
 use parking_lot::Mutex;
 use pilot_generate::{
@@ -36,6 +36,7 @@ pub(crate) struct RegistryState {
 #[derive(Default)]
 struct Slots {
     mesh: Option<Arc<MeshConfig>>,
+    networks: Option<Arc<MeshNetworks>>,
     configs: Option<Arc<Configs>>,
     registry: Option<RegistryState>,
 }
@@ -59,6 +60,11 @@ impl Intake {
 
     pub(crate) fn set_mesh(&self, mesh: Arc<MeshConfig>) {
         self.slots.lock().mesh = Some(mesh);
+        self.note("config", Event::Config);
+    }
+
+    pub(crate) fn set_networks(&self, networks: Arc<MeshNetworks>) {
+        self.slots.lock().networks = Some(networks);
         self.note("config", Event::Config);
     }
 
@@ -92,6 +98,7 @@ impl Intake {
         let slots = self.slots.lock();
         [
             (slots.mesh.is_none(), "mesh settings"),
+            (slots.networks.is_none(), "mesh networks"),
             (slots.configs.is_none(), "config"),
             (slots.registry.is_none(), "service registry"),
         ]
@@ -136,6 +143,7 @@ pub(crate) async fn rebuild(
             }
             if first || event == Event::Config {
                 inputs.mesh = slots.mesh.clone().unwrap_or_default();
+                inputs.networks = slots.networks.clone().unwrap_or_default();
                 inputs.configs = slots.configs.clone().unwrap_or_default();
             }
         }

@@ -8,6 +8,7 @@ mod debug;
 mod inputs;
 mod introduced;
 mod metrics;
+mod networks;
 mod proxy;
 mod registry;
 mod source;

@@ -369,6 +369,7 @@ mod tests {
             selector: Default::default(),
             headless: false,
             external_name: None,
+            external_addresses: Vec::new(),
             service_accounts: Vec::new(),
         };
         let endpoint = |octet: &u8| Endpoint {
@@ -380,6 +381,7 @@ mod tests {
             locality: Locality::default(),
             service_account: Arc::default(),
             uid: Arc::default(),
+            cluster: Arc::default(),
             network: Arc::default(),
             tls_mode: TlsMode::Disabled,
         };

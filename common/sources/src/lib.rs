@@ -3,7 +3,7 @@
 //! A [`ConfigSource`] learns of objects, keeps the valid ones, and publishes immutable snapshots; readers hold a
 //! [`Subscription`] each and learn with every snapshot which objects changed since the one they saw last, however long
 //! they slept. Sources: [`KubernetesSource`] (list and watch of every kind) and [`DirectorySource`] (YAML files).
-//! [`MeshSource`] does the same for mesh settings.
+//! [`MeshSource`] does the same for mesh settings, [`NetworksSource`] for networks.
 //!
 //! What all sources promise:
 //! - Nothing is published before the first complete reading ("synced").
@@ -19,5 +19,5 @@ mod publish;
 
 pub use directory::{DirectoryOptions, DirectorySource};
 pub use kubernetes::{KubernetesOptions, KubernetesSource};
-pub use mesh::{MeshLocation, MeshSource, MeshStatus};
+pub use mesh::{MeshLocation, MeshSource, MeshStatus, NetworksSource, Settings, SettingsSource};
 pub use publish::{ConfigSource, KindStatus, Rejected, SourceClosed, Status, Subscription, Update};

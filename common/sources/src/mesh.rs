@@ -1,8 +1,8 @@
-//! Mesh settings from a file or from a ConfigMap, kept current.
+//! Mesh settings and networks from a file or from a ConfigMap, kept current.
 //!
 //! Written by the task that runs the source; readers hold a `watch` receiver. What cannot be read or is invalid changes
 //! nothing: the settings in use stay, and the reason is shown. A ConfigMap that does not exist (any more), or a file
-//! that never was, means Istio's defaults.
+//! that never was, means Istio's defaults: for networks, none.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use mesh_config::MeshConfig;
+use mesh_config::mesh::{MeshNetworks, networks_from_yaml};
+use mesh_config::{ConfigError, MeshConfig};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,7 @@ const POLL: Duration = Duration::from_secs(10);
 /// Quiet time after a change of the file.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// Where mesh settings are.
+/// Where settings are.
 #[derive(Clone)]
 #[allow(missing_debug_implementations)] // kube::Client has none.
 pub enum MeshLocation {
@@ -45,7 +46,7 @@ pub enum MeshLocation {
     },
 }
 
-/// How reading mesh settings goes.
+/// How reading settings goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MeshStatus {
     /// Whether it is known what the settings are (or that there are none).
@@ -54,14 +55,45 @@ pub struct MeshStatus {
     pub error: Option<String>,
 }
 
+/// Settings that are read as one text.
+pub trait Settings: Default + PartialEq + Send + Sync + 'static {
+    /// As messages call them.
+    const NAME: &'static str;
+
+    /// Reads and validates the text; `place` says in messages where it is from.
+    fn read(text: &str, place: &str) -> Result<Self, Vec<ConfigError>>;
+}
+
+impl Settings for MeshConfig {
+    const NAME: &'static str = "mesh settings";
+
+    fn read(text: &str, place: &str) -> Result<Self, Vec<ConfigError>> {
+        Self::from_yaml(text, place)
+    }
+}
+
+impl Settings for MeshNetworks {
+    const NAME: &'static str = "mesh networks";
+
+    fn read(text: &str, place: &str) -> Result<Self, Vec<ConfigError>> {
+        networks_from_yaml(text, place)
+    }
+}
+
 /// Mesh settings, kept current.
+pub type MeshSource = SettingsSource<MeshConfig>;
+
+/// Networks of the mesh, kept current.
+pub type NetworksSource = SettingsSource<MeshNetworks>;
+
+/// Settings, kept current.
 #[derive(Debug)]
-pub struct MeshSource {
-    sender: watch::Sender<Arc<MeshConfig>>,
+pub struct SettingsSource<T> {
+    sender: watch::Sender<Arc<T>>,
     status: Mutex<MeshStatus>,
 }
 
-impl Default for MeshSource {
+impl<T: Settings> Default for SettingsSource<T> {
     fn default() -> Self {
         Self {
             sender: watch::Sender::new(Arc::default()),
@@ -70,14 +102,14 @@ impl Default for MeshSource {
     }
 }
 
-impl MeshSource {
+impl<T: Settings> SettingsSource<T> {
     /// A source with Istio's defaults, until it runs.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// The settings, now and later. They are the defaults before the source has synced.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<MeshConfig>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<T>> {
         self.sender.subscribe()
     }
 
@@ -126,7 +158,7 @@ impl MeshSource {
                 Ok(Err(error))
                     if error.kind() == std::io::ErrorKind::NotFound && !self.status().synced =>
                 {
-                    tracing::info!(file = %path.display(), "no mesh settings there; Istio's defaults apply");
+                    tracing::info!(file = %path.display(), "no {} there; Istio's defaults apply", T::NAME);
                     self.take(None, "");
                 }
                 Ok(Err(error)) => self.fail(format!("{}: {error}", path.display())),
@@ -165,17 +197,16 @@ impl MeshSource {
             tracing::info!(
                 config_map = name,
                 key,
-                "no mesh settings there; Istio's defaults apply"
+                "no {} there; Istio's defaults apply",
+                T::NAME
             );
         }
         self.take(text.as_deref(), &format!("ConfigMap {name}, key {key}"));
     }
 
     fn take(&self, text: Option<&str>, place: &str) {
-        let mesh = match text.map_or(Ok(MeshConfig::default()), |text| {
-            MeshConfig::from_yaml(text, place)
-        }) {
-            Ok(mesh) => mesh,
+        let settings = match text.map_or(Ok(T::default()), |text| T::read(text, place)) {
+            Ok(settings) => settings,
             Err(errors) => {
                 let reasons: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 // Known, if wrong: waiting for better would keep the mesh down.
@@ -189,10 +220,10 @@ impl MeshSource {
         status.error = None;
         drop(status);
         self.sender.send_if_modified(|current| {
-            let changed = **current != mesh;
+            let changed = **current != settings;
             if changed {
-                tracing::info!(place, "mesh settings changed");
-                *current = Arc::new(mesh);
+                tracing::info!(place, "{} changed", T::NAME);
+                *current = Arc::new(settings);
             }
             changed
         });
@@ -201,7 +232,7 @@ impl MeshSource {
     fn fail(&self, error: String) {
         let mut status = self.status.lock();
         if status.error.as_ref() != Some(&error) {
-            tracing::warn!(%error, "mesh settings are not as written; those in use stay");
+            tracing::warn!(%error, "{} are not as written; those in use stay", T::NAME);
         }
         status.error = Some(error);
     }

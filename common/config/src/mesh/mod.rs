@@ -25,7 +25,7 @@ pub use proto_networking::mesh::mesh_config::{
 };
 pub use proto_networking::mesh::proxy_config::InboundInterceptionMode;
 pub use proto_networking::mesh::{
-    AuthenticationPolicy, LocalityLoadBalancerSetting, MeshNetworks, Tracing,
+    AuthenticationPolicy, LocalityLoadBalancerSetting, MeshNetworks, Tracing, network,
 };
 
 /// What happens to traffic for hosts that are not in the registry.
@@ -233,17 +233,21 @@ impl Default for ProxyConfig {
     }
 }
 
-/// Reads a MeshNetworks file.
+/// Reads a MeshNetworks file and validates it.
 pub fn networks_from_yaml(text: &str, name: &str) -> Result<MeshNetworks, Vec<ConfigError>> {
     let node = only_document(text, name)?;
     let value = node.as_ref().map_or_else(empty, Node::to_json);
-    serde_path_to_error::deserialize(value).map_err(|e| {
-        placed(
-            vec![unreadable(&FieldPath::root(), &e)],
-            node.as_ref(),
-            name,
-        )
-    })
+    let read = || {
+        let networks: MeshNetworks = serde_path_to_error::deserialize(value)
+            .map_err(|e| vec![unreadable(&FieldPath::root(), &e)])?;
+        let problems = validate::networks(&networks);
+        if problems.is_empty() {
+            Ok(networks)
+        } else {
+            Err(problems)
+        }
+    };
+    read().map_err(|problems: Vec<FieldError>| placed(problems, node.as_ref(), name))
 }
 
 fn empty() -> Value {
@@ -510,5 +514,9 @@ mod tests {
         let text = "networks:\n  n1:\n    endpoints:\n    - fromRegistry: Kubernetes\n    gateways:\n    - address: 1.2.3.4\n      port: 443\n";
         let networks = networks_from_yaml(text, "meshNetworks").unwrap();
         assert_eq!(networks.networks["n1"].gateways[0].port, 443);
+        let text = "networks:\n  n1:\n    endpoints:\n    - fromCidr: 10.0.0.0/33\n    gateways:\n    - address: 'a b'\n      port: 0\n    - port: 1\n";
+        let errors = networks_from_yaml(text, "meshNetworks").unwrap_err();
+        let lines: Vec<_> = errors.iter().map(|e| e.place.line).collect();
+        assert_eq!(lines, [Some(4), Some(7), Some(6), Some(8)], "{errors:?}");
     }
 }

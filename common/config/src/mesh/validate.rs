@@ -112,6 +112,56 @@ pub(super) fn proxy(config: &mesh::ProxyConfig, root: &FieldPath) -> Vec<FieldEr
     p.into_vec()
 }
 
+/// Rules of MeshNetworks. A network without gateways is one: its endpoints are only reached from inside.
+pub(super) fn networks(networks: &mesh::MeshNetworks) -> Vec<FieldError> {
+    use mesh::network::{istio_network_gateway::Gw, network_endpoints::Ne};
+    let mut p = Problems::default();
+    let root = FieldPath::root().key("networks");
+    for (name, network) in &networks.networks {
+        let path = root.key(name);
+        if name.is_empty() {
+            p.add(&path, "the name is empty");
+        }
+        for (i, endpoints) in network.endpoints.iter().enumerate() {
+            let path = path.key("endpoints").index(i);
+            match &endpoints.ne {
+                Some(Ne::FromCidr(range)) if range.parse::<ipnet::IpNet>().is_err() => p
+                    .add_accepting(
+                        &path.key("fromCidr"),
+                        format!("{range:?} is no range of addresses"),
+                        "a CIDR such as 10.0.0.0/8",
+                    ),
+                Some(Ne::FromRegistry(name)) if name.is_empty() => {
+                    p.add(&path.key("fromRegistry"), "is empty");
+                }
+                Some(_) => {}
+                None => p.add_accepting(&path, "says nothing", "fromCidr or fromRegistry"),
+            }
+        }
+        for (i, gateway) in network.gateways.iter().enumerate() {
+            let path = path.key("gateways").index(i);
+            let Some(gw) = &gateway.gw else {
+                p.add_accepting(&path, "has no place", "address or registryServiceName");
+                continue;
+            };
+            rules::port(&mut p, &path.key("port"), i64::from(gateway.port));
+            let (field, host) = match gw {
+                Gw::Address(address) => ("address", address),
+                Gw::RegistryServiceName(name) => ("registryServiceName", name),
+            };
+            let by_address = field == "address" && rules::is_ip(host);
+            if !by_address && !rules::is_fqdn(host) {
+                p.add_accepting(
+                    &path.key(field),
+                    format!("{host:?} is neither a name nor an address"),
+                    "a full DNS name, or for address an IP",
+                );
+            }
+        }
+    }
+    p.into_vec()
+}
+
 fn optional_address(p: &mut Problems, path: &FieldPath, address: &str) {
     if !address.is_empty() {
         rules::proxy_address(p, path, address);

@@ -28,7 +28,7 @@ use crate::{
     model::{Protocol, ProxyKind, Resolution, Service, ServicePort},
     names,
     report::{Report, metric},
-    snapshot::{MergedRule, Scope, Settings},
+    snapshot::{MergedRule, Scope, Settings, Vantage},
 };
 
 const PROTOCOL_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
@@ -155,6 +155,7 @@ fn outbound_cluster(
         settings.options.sniff_outbound,
     );
     outlier_detection(&mut cluster, &policy);
+    locality_weights(&mut cluster, scope, &policy);
     tls::client(&mut cluster, scope, service, port, subset, &policy);
     if let Some(rule) = rule {
         let meta = &rule.first.meta;
@@ -306,16 +307,28 @@ fn outlier_detection(cluster: &mut Cluster, policy: &Policy) {
         return;
     };
     cluster.outlier_detection = Some(detection.clone());
-    let original_dst = cluster.lb_policy == i32::from(LbPolicy::ClusterProvided);
     cluster.common_lb_config = Some(CommonLbConfig {
         healthy_panic_threshold: Some(kind::Percent {
             value: f64::from(*min_health),
         }),
-        locality_config_specifier: (!original_dst).then(|| {
-            common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(Default::default())
-        }),
         ..Default::default()
     });
+}
+
+/// Envoy heeds the weights of localities only if told to: with outlier detection, as in Istio 1.4, and where the mesh
+/// distributes the traffic of this place, which would otherwise have no effect but for the localities left out.
+fn locality_weights(cluster: &mut Cluster, scope: &Scope, policy: &Policy) {
+    let original_dst = cluster.lb_policy == i32::from(LbPolicy::ClusterProvided);
+    let distributes = matches!(scope.key().vantage, Vantage::Share(_));
+    if original_dst || (policy.outlier.is_none() && !distributes) {
+        return;
+    }
+    let weighted =
+        common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(Default::default());
+    cluster
+        .common_lb_config
+        .get_or_insert_default()
+        .locality_config_specifier = Some(weighted);
 }
 
 /// What is sent here is refused at once.

@@ -1,7 +1,9 @@
 //! Load assignments.
 //!
-//! Endpoints group by locality, sorted, so that the same set gives the same bytes. Envoy ignores repeated addresses but refuses
-//! weights of 0 and addresses that are none, which [`crate::registry`] keeps out.
+//! Endpoints group by locality, sorted, so that the same set gives the same bytes. Where the mesh has several networks, endpoints of
+//! others are replaced by the gateways of theirs, in their own locality; then locality load balancing gives weights or
+//! priorities. Envoy ignores repeated addresses but refuses weights of 0, sums of weights over 32 bits, and addresses that
+//! are none, which [`crate::registry`] keeps out.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,7 +18,7 @@ use crate::{
     model::{Endpoint, EndpointAddress, Locality, Resolution, Service, ServicePort, TlsMode},
     names,
     report::{Report, metric},
-    snapshot::Scope,
+    snapshot::{Networks, Scope, as_they_are},
 };
 
 /// The load assignment of an EDS cluster. Never fails: a name nobody knows gets an empty assignment, for a cluster that is never answered
@@ -41,8 +43,82 @@ fn empty(cluster: &str) -> ClusterLoadAssignment {
 
 /// One host name, resolved by Envoy.
 pub(super) fn single(cluster: &str, host: &str, port: u32) -> ClusterLoadAssignment {
-    let endpoint = lb_endpoint(envoy::socket_address(host, port), None, None);
-    locality_group(cluster, vec![(Locality::default(), vec![(endpoint, 1)])])
+    let address = envoy::socket_address(host, port);
+    let mut group = Group::default();
+    group.add(address, None, 1);
+    ClusterLoadAssignment {
+        cluster_name: cluster.to_owned(),
+        endpoints: vec![group.finish(&Locality::default(), 1, 0, 1)],
+        ..Default::default()
+    }
+}
+
+/// Endpoints of one locality.
+#[derive(Debug, Default)]
+struct Group {
+    endpoints: Vec<(LbEndpoint, u64)>,
+    /// Weight of the endpoints in other networks, and whether any of them takes mesh mTLS: only that passes a gateway.
+    remote: BTreeMap<Arc<str>, (u64, TlsMode)>,
+}
+
+impl Group {
+    fn add(&mut self, address: core::Address, metadata: Option<core::Metadata>, weight: u64) {
+        let endpoint = LbEndpoint {
+            host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(PbEndpoint {
+                address: Some(address),
+                ..Default::default()
+            })),
+            metadata,
+            ..Default::default()
+        };
+        self.endpoints.push((endpoint, weight));
+    }
+
+    /// Puts the gateways of other networks in place of the endpoints there.
+    fn add_gateways(&mut self, networks: &Networks) {
+        for (network, (weight, tls_mode)) in std::mem::take(&mut self.remote) {
+            let gateways = networks.gateways(&network);
+            for (ip, port) in gateways {
+                let share = weight * (networks.multiple() / gateways.len() as u64).max(1);
+                let address = envoy::socket_address(ip.to_string(), *port);
+                self.add(address, metadata("", &network, tls_mode), share);
+            }
+        }
+    }
+
+    fn weight(&self) -> u64 {
+        self.endpoints.iter().map(|(_, weight)| weight).sum()
+    }
+
+    /// `scale` divides the weights of endpoints.
+    fn finish(
+        self,
+        locality: &Locality,
+        weight: u32,
+        priority: u32,
+        scale: u64,
+    ) -> LocalityLbEndpoints {
+        let endpoint = |(mut endpoint, weight): (LbEndpoint, u64)| {
+            let weight = scaled(weight, scale);
+            endpoint.load_balancing_weight = (weight > 1).then_some(weight).and_then(envoy::uint);
+            endpoint
+        };
+        LocalityLbEndpoints {
+            locality: (!locality.is_empty()).then(|| core::Locality {
+                region: locality.region.to_string(),
+                zone: locality.zone.to_string(),
+                sub_zone: locality.subzone.to_string(),
+            }),
+            lb_endpoints: self.endpoints.into_iter().map(endpoint).collect(),
+            load_balancing_weight: envoy::uint(weight),
+            priority,
+            ..Default::default()
+        }
+    }
+}
+
+fn scaled(weight: u64, scale: u64) -> u32 {
+    u32::try_from(weight / scale).unwrap_or(u32::MAX).max(1)
 }
 
 /// Endpoints of a service port that carry a subset's labels.
@@ -53,64 +129,102 @@ pub(super) fn assignment(
     port: &ServicePort,
     subset: &str,
 ) -> ClusterLoadAssignment {
+    let rule = scope.rule(service);
     let labels = if subset.is_empty() {
         None
     } else {
-        match scope.rule(service).and_then(|r| r.subset_labels(subset)) {
+        match rule.and_then(|r| r.subset_labels(subset)) {
             Some(labels) => Some(labels.clone()),
             None => return empty(cluster),
         }
     };
-    let mut groups: BTreeMap<&Locality, Vec<(LbEndpoint, u32)>> = BTreeMap::new();
-    let sets: Vec<_> = scope.snapshot().endpoints(&service.key()).collect();
-    for endpoint in sets.iter().flat_map(|set| &set.endpoints) {
-        let wanted = endpoint.service_port == port.name
+    let wanted = |endpoint: &Endpoint| {
+        endpoint.service_port == port.name
             && labels
                 .as_ref()
-                .is_none_or(|labels| crate::model::selects(labels, &endpoint.labels));
-        let Some(address) = address(endpoint, service.resolution).filter(|_| wanted) else {
-            continue;
-        };
-        let weight = (endpoint.weight > 1).then_some(endpoint.weight);
-        groups.entry(&endpoint.locality).or_default().push((
-            lb_endpoint(address, weight, metadata(endpoint)),
-            endpoint.weight,
-        ));
-    }
-    locality_group(
-        cluster,
-        groups
-            .into_iter()
-            .map(|(l, list)| (l.clone(), list))
-            .collect(),
-    )
-}
-
-fn locality_group(
-    cluster: &str,
-    groups: Vec<(Locality, Vec<(LbEndpoint, u32)>)>,
-) -> ClusterLoadAssignment {
-    let endpoints = groups
-        .into_iter()
-        .map(|(locality, list)| {
-            let weight = list.iter().fold(0u32, |sum, (_, w)| sum.saturating_add(*w));
-            LocalityLbEndpoints {
-                locality: (!locality.is_empty()).then(|| core::Locality {
-                    region: locality.region.to_string(),
-                    zone: locality.zone.to_string(),
-                    sub_zone: locality.subzone.to_string(),
-                }),
-                lb_endpoints: list.into_iter().map(|(e, _)| e).collect(),
-                load_balancing_weight: envoy::uint(weight.max(1)),
-                ..Default::default()
-            }
-        })
-        .collect();
+                .is_none_or(|labels| crate::model::selects(labels, &endpoint.labels))
+    };
+    let groups = groups(scope, service, wanted);
+    let detects = rule.is_some_and(|r| r.policy(subset, port.number).outlier.is_some());
     ClusterLoadAssignment {
         cluster_name: cluster.to_owned(),
-        endpoints,
+        endpoints: arrange(scope, groups, detects),
         ..Default::default()
     }
+}
+
+/// What a client of the scope may connect to, by locality.
+fn groups(
+    scope: &Scope,
+    service: &Service,
+    wanted: impl Fn(&Endpoint) -> bool,
+) -> BTreeMap<Locality, Group> {
+    let networks = scope.snapshot().networks();
+    let key = scope.key();
+    let dns = service.resolution == Resolution::Dns;
+    let split = networks.is_split() && !dns;
+    let multiple = if split { networks.multiple() } else { 1 };
+    let mut groups: BTreeMap<Locality, Group> = BTreeMap::new();
+    let service_key = service.key();
+    let sets = scope.snapshot().endpoints(&service_key);
+    for endpoint in sets.flat_map(|set| &set.endpoints).filter(|e| wanted(e)) {
+        let Some(address) = address(endpoint, service.resolution) else {
+            continue;
+        };
+        let network = networks.of(endpoint);
+        // Clients resolve names themselves: no gateway can stand in for these.
+        if dns && !key.sees_network(network) {
+            continue;
+        }
+        let group = groups.entry(endpoint.locality.clone()).or_default();
+        let weight = u64::from(endpoint.weight);
+        if split && network != &*key.network {
+            let (sum, tls_mode) = group.remote.entry(network.into()).or_default();
+            *sum += weight;
+            if endpoint.tls_mode == TlsMode::Istio {
+                *tls_mode = TlsMode::Istio;
+            }
+        } else {
+            let metadata = metadata(&endpoint.uid, network, endpoint.tls_mode);
+            group.add(address, metadata, weight * multiple);
+        }
+    }
+    for group in groups.values_mut() {
+        group.add_gateways(networks);
+    }
+    groups.retain(|_, group| !group.endpoints.is_empty());
+    groups
+}
+
+/// Locality load balancing, where the mesh asks for it.
+fn arrange(
+    scope: &Scope,
+    groups: BTreeMap<Locality, Group>,
+    detects: bool,
+) -> Vec<LocalityLbEndpoints> {
+    let weighted: Vec<(&Locality, u64)> = groups.iter().map(|(l, g)| (l, g.weight())).collect();
+    let arranged = match &scope.settings().locality_lb {
+        Some(lb) => lb.arrange(&scope.key().vantage, detects, &weighted),
+        None => as_they_are(&weighted),
+    };
+    // Envoy adds the weights of localities, and those of the endpoints in each, in 32 bits.
+    let divisor = |total: u64| total / u64::from(u32::MAX) + 1;
+    let of_localities = divisor(arranged.iter().filter_map(|a| a.weight).sum());
+    let of_endpoints = divisor(
+        weighted
+            .iter()
+            .map(|(_, weight)| *weight)
+            .max()
+            .unwrap_or(0),
+    );
+    groups
+        .into_iter()
+        .zip(arranged)
+        .filter_map(|((locality, group), arranged)| {
+            let weight = scaled(arranged.weight?, of_localities);
+            Some(group.finish(&locality, weight, arranged.priority, of_endpoints))
+        })
+        .collect()
 }
 
 /// A name can only stand in a cluster that resolves.
@@ -127,28 +241,12 @@ fn address(endpoint: &Endpoint, resolution: Resolution) -> Option<core::Address>
     }
 }
 
-fn lb_endpoint(
-    address: core::Address,
-    weight: Option<u32>,
-    metadata: Option<core::Metadata>,
-) -> LbEndpoint {
-    LbEndpoint {
-        host_identifier: Some(lb_endpoint::HostIdentifier::Endpoint(PbEndpoint {
-            address: Some(address),
-            ..Default::default()
-        })),
-        load_balancing_weight: weight.and_then(envoy::uint),
-        metadata,
-        ..Default::default()
-    }
-}
-
 /// `istio: {uid, network}`, and the TLS mode that auto mTLS matches on.
-fn metadata(endpoint: &Endpoint) -> Option<core::Metadata> {
-    let known = [("uid", &endpoint.uid), ("network", &endpoint.network)];
+fn metadata(uid: &str, network: &str, tls_mode: TlsMode) -> Option<core::Metadata> {
+    let known = [("uid", uid), ("network", network)];
     let fields = known.into_iter().filter(|(_, v)| !v.is_empty());
     let istio: Vec<_> = fields
-        .map(|(k, v)| (k.to_owned(), envoy::string_value(&**v)))
+        .map(|(k, v)| (k.to_owned(), envoy::string_value(v)))
         .collect();
     let istio = (!istio.is_empty()).then(|| {
         (
@@ -158,7 +256,7 @@ fn metadata(endpoint: &Endpoint) -> Option<core::Metadata> {
             },
         )
     });
-    let tls = (endpoint.tls_mode == TlsMode::Istio).then(|| {
+    let tls = (tls_mode == TlsMode::Istio).then(|| {
         let fields = envoy::structure([("tlsMode", envoy::string_value("istio"))]);
         ("envoy.transport_socket_match".to_owned(), fields)
     });

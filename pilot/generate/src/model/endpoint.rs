@@ -92,10 +92,31 @@ pub struct Endpoint {
     pub service_account: Arc<str>,
     /// `kubernetes://POD.NS`, empty if unknown.
     pub uid: Arc<str>,
-    /// Network name, empty for the only one.
+    /// Cluster (registry) it was found in; empty for endpoints written in config.
+    pub cluster: Arc<str>,
+    /// Network written in config; empty: that of its cluster or address (see [`crate::snapshot::Networks::of`]).
     pub network: Arc<str>,
     /// mTLS capability.
     pub tls_mode: TlsMode,
+}
+
+impl Endpoint {
+    /// An endpoint of which only address and port are known.
+    pub fn at(address: EndpointAddress, port: u32, service_port: impl Into<Arc<str>>) -> Endpoint {
+        Endpoint {
+            address,
+            port,
+            service_port: service_port.into(),
+            labels: Arc::default(),
+            weight: 1,
+            locality: Locality::default(),
+            service_account: Arc::default(),
+            uid: Arc::default(),
+            cluster: Arc::default(),
+            network: Arc::default(),
+            tls_mode: TlsMode::Disabled,
+        }
+    }
 }
 
 /// All endpoints of one service, over all its ports, sorted. The unit of change: a new set is a new `Arc`.

@@ -149,6 +149,8 @@ pub struct Service {
     pub headless: bool,
     /// `ExternalName` target.
     pub external_name: Option<Arc<str>>,
+    /// Addresses of its load balancers outside of the cluster: gateways between networks are reached there.
+    pub external_addresses: Vec<Arc<str>>,
     /// Extra identities (SPIFFE URIs) besides those of the endpoints.
     pub service_accounts: Vec<String>,
 }

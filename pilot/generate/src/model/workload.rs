@@ -34,8 +34,6 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// Where it runs; empty if unknown.
     pub locality: Locality,
-    /// Network name; empty for the only one.
-    pub network: Arc<str>,
     /// Ports by name, for named target ports.
     pub ports: Vec<ContainerPort>,
     /// Liveness and readiness probes.

@@ -42,6 +42,8 @@ const ZONE: [&str; 3] = [
 /// What the conversions need to know of the mesh.
 #[derive(Clone, Debug)]
 pub struct Context {
+    /// Name of the cluster, as proxies (`CLUSTER_ID`) and MeshNetworks (`fromRegistry`) call it.
+    pub cluster: Arc<str>,
     /// DNS domain of services.
     pub domain: String,
     /// Trust domain of identities.
@@ -147,8 +149,26 @@ pub fn service(object: &KubeService, context: &Context) -> Option<Service> {
         selector: spec.selector.clone().unwrap_or_default(),
         headless: external_name.is_none() && ip.is_none(),
         external_name: external_name.map(Into::into),
+        external_addresses: external_addresses(object),
         service_accounts: canonical_accounts.chain(kubernetes_accounts).collect(),
     })
+}
+
+/// Where the load balancers of a service are, as its status tells.
+fn external_addresses(object: &KubeService) -> Vec<Arc<str>> {
+    let status = object
+        .status
+        .as_ref()
+        .and_then(|s| s.load_balancer.as_ref());
+    let mut all: Vec<Arc<str>> = status
+        .into_iter()
+        .flat_map(|balancer| balancer.ingress.iter().flatten())
+        .filter_map(|i| i.ip.as_deref().or(i.hostname.as_deref()))
+        .map(Into::into)
+        .collect();
+    all.sort();
+    all.dedup();
+    all
 }
 
 /// A Pod, with all its addresses. `None` unless it is pending or running and has an address: a finished pod's address
@@ -207,7 +227,6 @@ pub fn workload(
             namespace: namespace.into(),
             service_account: account.into(),
             locality: locality(&labels, node_labels),
-            network: Arc::default(),
             ports: containers
                 .iter()
                 .flat_map(|c| c.ports.iter().flatten())
@@ -233,9 +252,11 @@ pub fn workload(
 pub fn endpoints(
     object: &Endpoints,
     lookup: &dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    context: &Context,
 ) -> (ServiceEndpoints, usize) {
     let mut collector = Collector {
         lookup,
+        cluster: &context.cluster,
         found: Vec::new(),
         without_pod: 0,
     };
@@ -264,9 +285,11 @@ pub fn endpoints(
 pub fn endpoint_slices<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
     lookup: &dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    context: &Context,
 ) -> (ServiceEndpoints, usize) {
     let mut collector = Collector {
         lookup,
+        cluster: &context.cluster,
         found: Vec::new(),
         without_pod: 0,
     };
@@ -305,6 +328,7 @@ pub fn endpoint_slices<'a>(
 
 struct Collector<'a> {
     lookup: &'a dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    cluster: &'a Arc<str>,
     found: Vec<Endpoint>,
     without_pod: usize,
 }
@@ -333,7 +357,8 @@ impl Collector<'_> {
                 locality: workload.locality.clone(),
                 service_account: workload.service_account.clone(),
                 uid: uid.clone(),
-                network: workload.network.clone(),
+                cluster: self.cluster.clone(),
+                network: Arc::default(),
                 tls_mode: workload.tls_mode,
             }));
     }
@@ -406,6 +431,7 @@ mod tests {
 
     fn context() -> Context {
         Context {
+            cluster: "Kubernetes".into(),
             domain: "cluster.local".into(),
             trust_domain: "td".into(),
             default_export_to: Vec::new(),
@@ -478,7 +504,7 @@ mod tests {
             ..Workload::default()
         });
         let lookup = |ip: IpAddr| (ip.to_string() == "10.1.1.1").then(|| known.clone());
-        let (set, waiting) = endpoint_slices([&slice], &lookup);
+        let (set, waiting) = endpoint_slices([&slice], &lookup, &context());
         assert_eq!((set.endpoints.len(), waiting), (2, 1));
         assert_eq!(&*set.endpoints[0].uid, "kubernetes://p.n");
     }

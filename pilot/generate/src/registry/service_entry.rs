@@ -16,7 +16,7 @@ use crate::{
     compile::Context,
     model::{
         Address, Endpoint, EndpointAddress, Locality, Protocol, Registry, Resolution, Service,
-        ServiceKey, ServicePort, TargetPort, TlsMode, Visibility, host,
+        ServiceKey, ServicePort, TargetPort, Visibility, host,
     },
     report::{Rejection, Rejector},
 };
@@ -94,6 +94,7 @@ pub(crate) fn convert(object: &Object<ServiceEntry>, context: &Context) -> Conve
                 selector: Default::default(),
                 headless: false,
                 external_name: None,
+                external_addresses: Vec::new(),
                 service_accounts: Vec::new(),
             })
         }));
@@ -183,7 +184,7 @@ fn endpoints(
         let address = EndpointAddress::Host(hostname.clone());
         return ports
             .iter()
-            .map(|p| plain(address.clone(), p.number, &p.name))
+            .map(|p| Endpoint::at(address.clone(), p.number, p.name.clone()))
             .collect();
     }
     let mut labels: AHashMap<usize, Arc<crate::model::Labels>> = AHashMap::new();
@@ -219,7 +220,7 @@ fn endpoints(
                 weight: endpoint.weight.clamp(1, 1_000_000),
                 locality: Locality::parse(&endpoint.locality),
                 network: endpoint.network.as_str().into(),
-                ..plain(address.clone(), number, &port.name)
+                ..Endpoint::at(address.clone(), number, port.name.clone())
             });
         }
     }
@@ -258,19 +259,4 @@ fn address(
         "the endpoint is left out",
     );
     None
-}
-
-fn plain(address: EndpointAddress, port: u32, service_port: &Arc<str>) -> Endpoint {
-    Endpoint {
-        address,
-        port,
-        service_port: service_port.clone(),
-        labels: Arc::default(),
-        weight: 1,
-        locality: Locality::default(),
-        service_account: Arc::default(),
-        uid: Arc::default(),
-        network: Arc::default(),
-        tls_mode: TlsMode::Disabled,
-    }
 }

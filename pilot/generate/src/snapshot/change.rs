@@ -41,6 +41,8 @@ pub struct ChangeSet {
     /// Clusters name the service accounts of their endpoints.
     accounts: bool,
     workloads: AHashSet<IpAddr>,
+    /// Addresses whose locality config changed, where that matters.
+    places: AHashSet<IpAddr>,
 }
 
 impl ChangeSet {
@@ -54,7 +56,9 @@ impl ChangeSet {
 
     /// What changed from one snapshot to another.
     pub fn between(old: &Snapshot, new: &Snapshot) -> ChangeSet {
-        if !Arc::ptr_eq(&old.settings, &new.settings) {
+        // Networks say which endpoints there are for whom: a rare change of everything.
+        if !Arc::ptr_eq(&old.settings, &new.settings) || !Arc::ptr_eq(&old.networks, &new.networks)
+        {
             return ChangeSet::everything();
         }
         let accounts = new.settings.options.certificate_files;
@@ -72,6 +76,12 @@ impl ChangeSet {
                 .chain(old.services.by_host(host))
                 .any(|s| s.headless)
         });
+        if new.settings.locality_lb.is_some() && !Arc::ptr_eq(&old.places, &new.places) {
+            let all = old.places.keys().chain(new.places.keys()).copied();
+            set.places = all
+                .filter(|ip| old.places.get(ip) != new.places.get(ip))
+                .collect();
+        }
         if !Arc::ptr_eq(&old.inputs.workloads, &new.inputs.workloads) {
             let (before, after) = (&old.inputs.workloads, &new.inputs.workloads);
             let changed = after
@@ -250,7 +260,8 @@ impl ChangeSet {
     /// Whether the proxy's own part (inbound clusters and listeners, scope) may differ: its workload changed, or a service
     /// that selects it.
     pub fn touches_proxy(&self, snapshot: &Snapshot, proxy: &Proxy) -> bool {
-        if self.everything || proxy.ips.iter().any(|ip| self.workloads.contains(ip)) {
+        let moved = |ip: &IpAddr| self.workloads.contains(ip) || self.places.contains(ip);
+        if self.everything || proxy.ips.iter().any(moved) {
             return true;
         }
         if self.services.is_empty() && self.rules.is_empty() && self.endpoints.is_empty() {

@@ -6,6 +6,8 @@
 
 mod change;
 mod config;
+mod locality;
+mod networks;
 mod rules;
 mod scope;
 mod services;
@@ -14,11 +16,13 @@ mod settings;
 use std::{net::IpAddr, sync::Arc};
 
 use ahash::AHashMap;
-use mesh_config::{Configs, MeshConfig};
+use mesh_config::{Configs, MeshConfig, mesh::MeshNetworks};
 
 pub use self::{
     change::{Affected, ChangeSet},
     config::ConfigIndex,
+    locality::{Arranged, Distribute, LocalityLb, Vantage, as_they_are},
+    networks::Networks,
     rules::{MergedRule, RuleIndex},
     scope::{Scope, ScopeKey},
     services::ServiceIndex,
@@ -27,7 +31,8 @@ pub use self::{
 use crate::{
     Options,
     model::{
-        EndpointMap, Labels, Proxy, Service, ServiceEndpoints, ServiceKey, Workload, WorkloadMap,
+        EndpointAddress, EndpointMap, Labels, Locality, Proxy, Service, ServiceEndpoints,
+        ServiceKey, Workload, WorkloadMap,
     },
     report::{Report, metric},
 };
@@ -38,6 +43,8 @@ use crate::{
 pub struct Inputs {
     /// Mesh config.
     pub mesh: Arc<MeshConfig>,
+    /// Networks of the mesh.
+    pub networks: Arc<MeshNetworks>,
     /// Pilot's switches.
     pub options: Arc<Options>,
     /// Config objects.
@@ -58,6 +65,9 @@ pub struct Snapshot {
     config: Arc<ConfigIndex>,
     services: Arc<ServiceIndex>,
     external: Arc<EndpointMap>,
+    /// Localities that config gives to addresses.
+    places: Arc<AHashMap<IpAddr, Locality>>,
+    networks: Arc<Networks>,
     report: Arc<Report>,
 }
 
@@ -105,17 +115,39 @@ impl Snapshot {
                     ))
                 }
             };
-        let external = match same_entries {
-            Some(p) => p.external.clone(),
-            None => Arc::new(external_endpoints(&config, previous.map(|p| &*p.external))),
+        let (external, places) = match same_entries {
+            Some(p) => (p.external.clone(), p.places.clone()),
+            None => {
+                let endpoints = external_endpoints(&config, previous.map(|p| &*p.external));
+                let places = places(&endpoints);
+                (Arc::new(endpoints), Arc::new(places))
+            }
         };
-        let same = previous
-            .filter(|p| Arc::ptr_eq(&p.config, &config) && Arc::ptr_eq(&p.services, &services));
+        let networks = match previous.filter(|p| {
+            Arc::ptr_eq(&p.inputs.networks, &inputs.networks) && Arc::ptr_eq(&p.services, &services)
+        }) {
+            Some(p) => p.networks.clone(),
+            None => {
+                let networks = Networks::new(&inputs.networks, &services);
+                match previous.filter(|p| *p.networks == networks) {
+                    Some(p) => p.networks.clone(),
+                    None => Arc::new(networks),
+                }
+            }
+        };
+        let same = previous.filter(|p| {
+            Arc::ptr_eq(&p.config, &config)
+                && Arc::ptr_eq(&p.services, &services)
+                && Arc::ptr_eq(&p.networks, &networks)
+        });
         let report = match same {
             Some(p) => p.report.clone(),
             None => {
                 let mut report = config.report.clone();
                 unknown_destinations(&config, &services, &mut report);
+                report
+                    .rejections
+                    .extend(networks.rejections.iter().cloned());
                 Arc::new(report)
             }
         };
@@ -125,6 +157,8 @@ impl Snapshot {
             config,
             services,
             external,
+            places,
+            networks,
             report,
         }
     }
@@ -142,6 +176,11 @@ impl Snapshot {
     /// Services.
     pub fn services(&self) -> &ServiceIndex {
         &self.services
+    }
+
+    /// Networks.
+    pub fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     /// What it was built from.
@@ -173,6 +212,20 @@ impl Snapshot {
         proxy.ips.iter().find_map(|ip| self.workload(*ip))
     }
 
+    /// Where a proxy runs: what the registries know of its addresses, else what it told itself.
+    pub fn locality_of(&self, proxy: &Proxy) -> Locality {
+        let known = proxy.ips.iter().find_map(|ip| {
+            let of_workload = self.workload(*ip).map(|w| &w.locality);
+            of_workload
+                .filter(|l| !l.is_empty())
+                .or_else(|| self.places.get(ip))
+        });
+        known
+            .or(proxy.locality.as_ref())
+            .cloned()
+            .unwrap_or_default()
+    }
+
     /// Labels of a proxy: what it told itself, else what the registry knows.
     pub fn labels_of(&self, proxy: &Proxy) -> Arc<Labels> {
         proxy
@@ -181,6 +234,21 @@ impl Snapshot {
             .or_else(|| self.workload_of(proxy).map(|w| w.labels.clone()))
             .unwrap_or_default()
     }
+}
+
+/// The localities that ServiceEntries give to addresses.
+fn places(endpoints: &EndpointMap) -> AHashMap<IpAddr, Locality> {
+    let mut keys: Vec<_> = endpoints.keys().collect();
+    keys.sort();
+    let mut out = AHashMap::new();
+    for endpoint in keys.into_iter().flat_map(|key| &endpoints[key].endpoints) {
+        if let EndpointAddress::Ip(ip) = endpoint.address
+            && !endpoint.locality.is_empty()
+        {
+            out.entry(ip).or_insert_with(|| endpoint.locality.clone());
+        }
+    }
+    out
 }
 
 /// Notes destinations that cannot work: whoever wrote the route wants to know before the first 503.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ahash::AHashMap;
 
-use super::{MergedRule, Settings, Snapshot};
+use super::{MergedRule, Settings, Snapshot, Vantage};
 use crate::{
     compile::{Destination, GatewayConfig, VirtualServiceConfig},
     model::{
@@ -33,6 +33,12 @@ pub struct ScopeKey {
     pub http10: bool,
     /// Idle timeout the proxy asked for.
     pub idle_timeout: Option<Duration>,
+    /// What its place means to locality load balancing.
+    pub vantage: Vantage,
+    /// Its network, where the mesh has several.
+    pub network: Arc<str>,
+    /// Networks whose endpoints it asked to see in clusters that resolve names, sorted; empty: the unnamed one.
+    pub network_view: Vec<Arc<str>>,
     /// Whether the workload has IPv4 addresses (else the wildcard address is `::`).
     pub ipv4: bool,
 }
@@ -64,9 +70,35 @@ impl ScopeKey {
             bound: proxy.kind == ProxyKind::Router || proxy.interception == InterceptionMode::None,
             http10: proxy.http10 || snapshot.settings().options.http10,
             idle_timeout: proxy.idle_timeout,
+            vantage: match &snapshot.settings().locality_lb {
+                Some(lb) => lb.vantage(&snapshot.locality_of(proxy)),
+                None => Vantage::Anywhere,
+            },
+            network: match snapshot.networks().is_split() {
+                true => proxy.network.clone(),
+                false => Arc::default(),
+            },
+            network_view: network_view(proxy),
             ipv4: proxy.ipv4(),
         }
     }
+}
+
+impl ScopeKey {
+    /// Whether endpoints of a network are among those the proxy asked to see.
+    pub fn sees_network(&self, network: &str) -> bool {
+        match self.network_view.is_empty() {
+            true => network.is_empty(),
+            false => self.network_view.iter().any(|n| **n == *network),
+        }
+    }
+}
+
+fn network_view(proxy: &Proxy) -> Vec<Arc<str>> {
+    let mut view = proxy.network_view.clone();
+    view.sort();
+    view.dedup();
+    view
 }
 
 /// A snapshot seen through a [`ScopeKey`]: visible services and VirtualServices, selected Gateways.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use mesh_config::{MeshConfig, OutboundTrafficPolicy, mesh::AccessLogEncoding};
 
+use super::LocalityLb;
 use crate::{
     Options,
     compile::{self, Keepalive},
@@ -21,6 +22,7 @@ pub struct Settings {
     pub dns_refresh_rate: Duration,
     pub protocol_detection_timeout: Duration,
     pub keepalive: Option<Keepalive>,
+    pub locality_lb: Option<LocalityLb>,
     pub proxy_listen_port: u32,
     pub proxy_http_port: u32,
     pub allow_any: bool,
@@ -59,6 +61,7 @@ impl Settings {
             dns_refresh_rate: mesh.dns_refresh_rate.max(Duration::from_millis(2)),
             protocol_detection_timeout: mesh.protocol_detection_timeout.max(MILLISECOND),
             keepalive: mesh.tcp_keepalive.as_ref().map(Keepalive::of),
+            locality_lb: mesh.locality_lb_setting.as_ref().map(LocalityLb::new),
             proxy_listen_port: match mesh.proxy_listen_port {
                 0 => 15001,
                 port => port.into(),

@@ -33,6 +33,7 @@ pub(crate) struct Output {
 
 pub(crate) fn context() -> Context {
     Context {
+        cluster: "Kubernetes".into(),
         domain: "cluster.local".to_owned(),
         trust_domain: "cluster.local".to_owned(),
         default_export_to: vec!["*".to_owned()],
@@ -78,13 +79,16 @@ impl Fixture {
                 object.metadata.name.as_deref().unwrap(),
                 object.metadata.namespace.as_deref().unwrap(),
             );
-            endpoints.insert(key, Arc::new(kubernetes::endpoints(&object, &lookup).0));
+            endpoints.insert(
+                key,
+                Arc::new(kubernetes::endpoints(&object, &lookup, &context).0),
+            );
         }
         for slice in all::<EndpointSlice>(&docs, "EndpointSlice") {
             let name =
                 slice.metadata.labels.as_ref().unwrap()["kubernetes.io/service-name"].clone();
             let key = context.key(&name, slice.metadata.namespace.as_deref().unwrap());
-            let (mut set, _) = kubernetes::endpoint_slices([&slice], &lookup);
+            let (mut set, _) = kubernetes::endpoint_slices([&slice], &lookup, &context);
             if let Some(before) = endpoints.get(&key) {
                 set = ServiceEndpoints::new(
                     before
@@ -122,6 +126,11 @@ impl Fixture {
             .map_or_else(MeshConfig::default, |d| {
                 MeshConfig::from_json(d["spec"].clone()).unwrap_or_else(|e| panic!("{e:?}"))
             });
+        let networks = docs
+            .iter()
+            .find(|d| kind(d) == "MeshNetworks")
+            .map(|d| serde_json::from_value(d["spec"].clone()).unwrap())
+            .unwrap_or_default();
         let proxies = docs
             .iter()
             .filter(|d| kind(d) == "Proxy")
@@ -133,6 +142,7 @@ impl Fixture {
         Fixture {
             inputs: Inputs {
                 mesh: Arc::new(mesh),
+                networks: Arc::new(networks),
                 options: Arc::new(Options::default()),
                 configs: Arc::new(Configs::from_objects(parsed.objects)),
                 services: Arc::new(services),

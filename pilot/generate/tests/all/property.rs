@@ -114,6 +114,9 @@ fn sharing(first: &Inputs, mut second: Inputs) -> Inputs {
     share(&first.endpoints, &mut second.endpoints);
     second.mesh = first.mesh.clone();
     second.options = first.options.clone();
+    if first.networks == second.networks {
+        second.networks = first.networks.clone();
+    }
     second
 }
 

@@ -317,7 +317,9 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
                 rng,
                 &[
                     "[]",
-                    "[{address: 1.2.3.4, weight: 4000000000}]",
+                    "[{address: 1.2.3.4, weight: 4000000000, locality: eu/a}, {address: 1.2.3.5, locality: us}]",
+                    "[{address: 1.2.3.4, network: far, weight: 7}, {address: 1.2.3.5, network: near, locality: eu/b}]",
+                    "[{address: 10.0.0.9, locality: eu/b}, {address: 1.2.3.6, network: dark}]",
                     "[{address: \"unix:///x\"}]",
                     "[{address: nope, ports: {p: 99999}}]",
                     "[{address: x.example.com}, {address: 1.1.1.1}]"
@@ -434,10 +436,36 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
             spec,
         ));
     }
+    if rng.random_bool(0.3) {
+        let gateways = one(
+            rng,
+            &[
+                "[]",
+                "[{address: 192.0.2.1, port: 443}]",
+                "[{address: 192.0.2.1, port: 443}, {address: \"fd00::1\", port: 15443}, {address: x.example.com, port: 1}]",
+                "[{registryServiceName: a.shop.svc.cluster.local, port: 443}, {address: 192.0.2.1}]",
+            ],
+        );
+        let _ = write!(
+            out,
+            "kind: MeshNetworks\nspec: {{networks: {{far: {{gateways: {gateways}}}, near: {{endpoints: [{{fromRegistry: Kubernetes}}, {{fromCidr: \"nonsense\"}}]}}}}}}\n---\n"
+        );
+    }
     let kind = if router { "router" } else { "sidecar" };
+    let locality = one(
+        rng,
+        &[
+            "",
+            "",
+            ", localityLbSetting: {}",
+            ", localityLbSetting: {failover: [{from: eu, to: us}]}",
+            ", localityLbSetting: {distribute: [{from: eu/*, to: {\"eu/a\": 99, \"us/*\": 1}}]}",
+        ],
+    );
     let _ = write!(
         out,
-        "kind: Proxy\nnode:\n  id: {kind}~10.0.0.9~a-0.shop~shop.svc.cluster.local\n  metadata: {{LABELS: {{app: a}}}}\n---\nkind: MeshConfig\nspec: {{outboundTrafficPolicy: {{mode: {}}}, proxyHttpPort: {}}}\n",
+        "kind: Proxy\nnode:\n  id: {kind}~10.0.0.9~a-0.shop~shop.svc.cluster.local\n  locality: {{region: eu}}\n  metadata: {{LABELS: {{app: a}}, NETWORK: near, REQUESTED_NETWORK_VIEW: \"{}\"}}\n---\nkind: MeshConfig\nspec: {{outboundTrafficPolicy: {{mode: {}}}, proxyHttpPort: {}{locality}}}\n",
+        one(rng, &["", "near,far"]),
         one(rng, &["ALLOW_ANY", "REGISTRY_ONLY"]),
         one(rng, &["0", "15002"])
     );

@@ -389,11 +389,13 @@ impl Index {
                 Addresses::Slice(slice) => Some(&**slice),
                 Addresses::Endpoints(_) => None,
             });
-            let from_slices = convert::endpoint_slices(slices, &lookup);
+            let from_slices = convert::endpoint_slices(slices, &lookup, &self.context);
             by_name
                 .values()
                 .find_map(|addresses| match addresses {
-                    Addresses::Endpoints(object) => Some(convert::endpoints(object, &lookup)),
+                    Addresses::Endpoints(object) => {
+                        Some(convert::endpoints(object, &lookup, &self.context))
+                    }
                     Addresses::Slice(_) => None,
                 })
                 .unwrap_or(from_slices)
@@ -456,6 +458,7 @@ mod tests {
 
     fn index() -> (Index, Condition) {
         let context = Context {
+            cluster: "Kubernetes".into(),
             domain: "cluster.local".into(),
             trust_domain: "cluster.local".into(),
             default_export_to: vec!["*".into()],
