@@ -9,5 +9,6 @@ mod envoy;
 mod fixture;
 mod golden;
 mod property;
+mod registries;
 mod scale;
 mod world;
