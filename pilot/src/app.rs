@@ -8,16 +8,13 @@ use std::{
 
 use anyhow::Context as _;
 use kube::Client;
+use mesh_config::MeshConfig;
 use mesh_service::{BuildInfo, Drain, Health, admin, serve};
-<<<<<<< HEAD
 use mesh_sources::{
     ConfigSource, DirectoryOptions, DirectorySource, KubernetesOptions, KubernetesSource,
     MeshLocation, MeshSource, NetworksSource,
 };
 use pilot_generate::registry::kubernetes::Context as KubernetesContext;
-=======
-use mesh_sources::MeshSource;
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
 use pilot_xds::{AggregatedDiscoveryService, Debounce, Engine, Publisher, Settings, server};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -26,14 +23,9 @@ use crate::{
     debug::{self, Debug},
     inputs::{self, Intake},
     metrics::Metrics,
-<<<<<<< HEAD
     networks,
     registry::{Kubernetes, Mock, Registry},
-=======
-    registry,
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
     source::PilotSource,
-    sources::{self, MeshFollower},
 };
 
 /// The name of the cluster that Pilot itself belongs to.
@@ -79,14 +71,8 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     let metrics = Metrics::new(&registered);
     let xds_metrics = registered.with_registry(pilot_xds::Metrics::new);
 
-    let default = if config_dir.is_some() {
-        "Mock"
-    } else {
-        "Kubernetes"
-    };
-    let platforms = registry::platforms(&registries, default)?;
-    let needs_kubernetes = platforms.iter().any(|p| p.needs_kubernetes);
-    let client = match needs_kubernetes || config_dir.is_none() {
+    let wanted = Registries::parse(registries, config_dir.is_some())?;
+    let client = match wanted.kubernetes || config_dir.is_none() {
         true => Some(kubernetes_client(kubeconfig.as_deref()).await?),
         false => None,
     };
@@ -117,7 +103,6 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     );
 
     // Sources.
-<<<<<<< HEAD
     let (mesh_sender, meshes) = watch::channel(None);
     let mesh_source = MeshSource::new();
     let location = mesh_location(mesh_config, client.as_ref(), &namespace, "mesh");
@@ -140,30 +125,12 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     ));
     let configs = config_source(config_dir, client.as_ref(), &app_namespace, &drain);
     drain.spawn(follow_configs(
-=======
-    let (contexts, context) = watch::channel(None);
-    let source = MeshSource::new();
-    let location = sources::mesh_location(mesh_config, client.as_ref(), &namespace);
-    drain.spawn(source.clone().run(location, drain.token()));
-    let follower = MeshFollower {
-        source,
-        intake: intake.clone(),
-        contexts,
-        domain: domain.clone(),
-        trust_domain,
-        condition: health.condition("mesh"),
-    };
-    drain.spawn(follower.run(drain.clone()));
-    let configs = sources::config_source(config_dir, client.as_ref(), &app_namespace, &drain);
-    drain.spawn(sources::follow_configs(
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
         configs.clone(),
         intake.clone(),
         metrics.clone(),
         health.condition("config"),
         drain.clone(),
     ));
-<<<<<<< HEAD
     let registry = health.condition("registry");
     drain.spawn({
         let (intake, drain, metrics, domain) = (
@@ -204,15 +171,6 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
             }
         }
     });
-=======
-    let setup = registry::Setup {
-        client,
-        namespace: app_namespace,
-        context,
-        metrics: metrics.clone(),
-    };
-    registry::start(&platforms, &setup, &intake, &health, &drain)?;
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
 
     // Worlds.
     let debounce = Debounce {
@@ -272,6 +230,36 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn start<R: Registry>(
+    registry: R,
+    intake: Intake,
+    condition: mesh_service::Condition,
+    drain: Drain,
+) {
+    tracing::info!(registry = registry.name(), "service registry");
+    registry.run(intake, condition, drain).await;
+}
+
+struct Registries {
+    kubernetes: bool,
+}
+
+impl Registries {
+    fn parse(names: Vec<String>, config_dir: bool) -> anyhow::Result<Self> {
+        let mut kubernetes = names.is_empty() && !config_dir;
+        for name in names.iter().filter(|name| !name.is_empty()) {
+            match name.as_str() {
+                "Kubernetes" => kubernetes = true,
+                "Mock" => {}
+                other => anyhow::bail!(
+                    "--registries: {other:?} is not known; known are Kubernetes, Mock"
+                ),
+            }
+        }
+        Ok(Self { kubernetes })
+    }
+}
+
 async fn kubernetes_client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
     let config = match kubeconfig.filter(|path| !path.as_os_str().is_empty()) {
         Some(path) => {
@@ -288,7 +276,6 @@ async fn kubernetes_client(kubeconfig: Option<&std::path::Path>) -> anyhow::Resu
     Ok(Client::try_from(config)?)
 }
 
-<<<<<<< HEAD
 fn config_source(
     config_dir: Option<std::path::PathBuf>,
     client: Option<&Client>,
@@ -402,8 +389,6 @@ async fn follow_mesh(
     }
 }
 
-=======
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
 async fn report(publisher: Arc<Publisher<PilotSource>>, metrics: Metrics, drain: Drain) {
     let mut tick = tokio::time::interval(REPORT_EVERY);
     loop {

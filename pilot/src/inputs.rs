@@ -5,15 +5,10 @@
 //! published before every source has been read completely once, and a source that loses its server leaves its slot as it
 //! is: no world ever shrinks because somebody could not be reached.
 //!
-//! Every registry has its own [`Slot`]: what changes in one is one pointer swapped here, and nothing of another is copied.
-//! The order of the slots is that of the command line, whoever comes first; a snapshot asks registries in this order.
-//!
 //! An endpoint event overtakes config that is still settling, so it takes only endpoints and workloads from the slots.
 
-mod build;
-mod slots;
+use std::{sync::Arc, time::Instant};
 
-<<<<<<< HEAD
 use ahash::AHashMap;
 use mesh_config::{Configs, MeshConfig, mesh::MeshNetworks};
 use mesh_service::Condition;
@@ -217,9 +212,3 @@ impl Logged {
         self.0 = now;
     }
 }
-=======
-pub(crate) use self::{
-    build::rebuild,
-    slots::{Intake, Slot},
-};
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)

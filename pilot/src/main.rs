@@ -12,7 +12,6 @@ mod networks;
 mod proxy;
 mod registry;
 mod source;
-mod sources;
 mod world;
 
 // Snapshots are many small allocations that die together; jemalloc gives their pages back.

@@ -326,7 +326,7 @@ fn reuse(list: &mut [Resource], former: &[Resource]) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use pilot_generate::{
-        Inputs, Shard,
+        Inputs,
         envoy::core::Node,
         model::{
             Address, Endpoint, EndpointAddress, Locality, Protocol, Registry, Resolution, Service,
@@ -388,15 +388,12 @@ mod tests {
         let set = ServiceEndpoints::new(endpoints.iter().map(endpoint).collect());
         let mut inputs = previous.map_or_else(
             || Inputs {
-                shards: vec![Shard {
-                    services: Arc::new(vec![Arc::new(service)]),
-                    ..Shard::new("Kubernetes", Registry::Kubernetes)
-                }],
+                services: Arc::new([(key.clone(), Arc::new(service))].into_iter().collect()),
                 ..Inputs::default()
             },
             |world| world.snapshot.inputs().clone(),
         );
-        inputs.shards[0].endpoints = Arc::new([(key, Arc::new(set))].into_iter().collect());
+        inputs.endpoints = Arc::new([(key, Arc::new(set))].into_iter().collect());
         Arc::new(Snapshot::build(
             &inputs,
             previous.map(|world| &*world.snapshot),

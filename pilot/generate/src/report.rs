@@ -40,8 +40,6 @@ pub mod metric {
     /// Config that was refused, by kind and name.
     pub const REJECTED_CONFIGS: &str = "pilot_total_rejected_configs";
 
-    /// Services of a registry whose host an earlier registry has (ours, not Istio's).
-    pub const DUPLICATE_HOSTS: &str = "pilot_registry_duplicate_hosts";
     /// Services that cannot have a listener.
     pub const INVALID_OUT_LISTENERS: &str = "pilot_invalid_out_listeners";
     /// Clusters without endpoints because their TLS settings need files (ours, not Istio's).
@@ -52,7 +50,7 @@ pub mod metric {
     pub const UNKNOWN_DESTINATION: &str = "pilot_vservice_unknown_destination";
 
     /// Every push gauge, so that a metric exists at zero before the first event.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 15] = [
         DUPLICATE_CLUSTERS,
         EDS_NO_INSTANCES,
         VSERVICE_DUP_DOMAIN,
@@ -68,7 +66,6 @@ pub mod metric {
         INVALID_OUT_LISTENERS,
         TLS_UNAVAILABLE,
         UNKNOWN_DESTINATION,
-        DUPLICATE_HOSTS,
     ];
 }
 

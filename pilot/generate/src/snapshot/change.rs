@@ -8,13 +8,10 @@ use std::{net::IpAddr, sync::Arc};
 
 use ahash::{AHashMap, AHashSet};
 
-use super::{Scope, Shard, Snapshot};
+use super::{Scope, Snapshot};
 use crate::{
     compile::{DestinationRuleConfig, LoadBalancer, VirtualServiceConfig},
-    model::{
-        EndpointAddress, EndpointMap, Proxy, Service, ServiceEndpoints, ServiceKey, WorkloadMap,
-        host, selects,
-    },
+    model::{EndpointMap, Proxy, Service, ServiceKey, host, selects},
     names,
 };
 
@@ -44,13 +41,8 @@ pub struct ChangeSet {
     /// Clusters name the service accounts of their endpoints.
     accounts: bool,
     workloads: AHashSet<IpAddr>,
-<<<<<<< HEAD
     /// Addresses whose locality config changed, where that matters.
     places: AHashSet<IpAddr>,
-=======
-    /// Addresses that came to or went from services without a selector: these claim workloads by listing them.
-    listed: AHashSet<IpAddr>,
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
 }
 
 impl ChangeSet {
@@ -76,25 +68,14 @@ impl ChangeSet {
         };
         set.compare_services(old, new);
         set.compare_config(old, new);
-        for (before, after) in pairs(&old.inputs.shards, &new.inputs.shards) {
-            let endpoints = |shard: Option<&Shard>| shard.map(|s| s.endpoints.clone());
-            let (old_map, new_map) = (endpoints(before), endpoints(after));
-            set.compare_endpoints(
-                (old, &old_map.unwrap_or_default()),
-                (new, &new_map.unwrap_or_default()),
-            );
-            let workloads = |shard: Option<&Shard>| shard.map(|s| s.workloads.clone());
-            let (old_map, new_map) = (workloads(before), workloads(after));
-            set.compare_workloads(&old_map.unwrap_or_default(), &new_map.unwrap_or_default());
-        }
-        set.compare_endpoints((old, &old.external), (new, &new.external));
+        set.compare_endpoints(&old.inputs.endpoints, &new.inputs.endpoints);
+        set.compare_endpoints(&old.external, &new.external);
         set.headless_endpoints = set.endpoints.iter().any(|host| {
             new.services
                 .by_host(host)
                 .chain(old.services.by_host(host))
                 .any(|s| s.headless)
         });
-<<<<<<< HEAD
         if new.settings.locality_lb.is_some() && !Arc::ptr_eq(&old.places, &new.places) {
             let all = old.places.keys().chain(new.places.keys()).copied();
             set.places = all
@@ -110,21 +91,7 @@ impl ChangeSet {
             let gone = before.keys().filter(|ip| !after.contains_key(ip)).copied();
             set.workloads = changed.chain(gone).collect();
         }
-=======
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
         set
-    }
-
-    fn compare_workloads(&mut self, before: &Arc<WorkloadMap>, after: &Arc<WorkloadMap>) {
-        if Arc::ptr_eq(before, after) {
-            return;
-        }
-        let changed = after
-            .iter()
-            .filter(|(ip, w)| before.get(ip).is_none_or(|b| b != *w))
-            .map(|(ip, _)| *ip);
-        let gone = before.keys().filter(|ip| !after.contains_key(ip)).copied();
-        self.workloads.extend(changed.chain(gone));
     }
 
     fn compare_services(&mut self, old: &Snapshot, new: &Snapshot) {
@@ -132,12 +99,23 @@ impl ChangeSet {
             return;
         }
         let identity = |s: &Arc<Service>| Arc::as_ptr(s) as usize;
-        let before: AHashSet<usize> = old.services.every().map(identity).collect();
-        let after: AHashSet<usize> = new.services.every().map(identity).collect();
-        let is_new = |s: &&Arc<Service>| !before.contains(&identity(s));
-        let is_gone = |s: &&Arc<Service>| !after.contains(&identity(s));
-        let added = new.services.every().filter(is_new);
-        let removed = old.services.every().filter(is_gone);
+        let before: AHashMap<usize, &Arc<Service>> = old
+            .services
+            .all()
+            .iter()
+            .map(|s| (identity(s), s))
+            .collect();
+        let after: AHashSet<usize> = new.services.all().iter().map(identity).collect();
+        let added = new
+            .services
+            .all()
+            .iter()
+            .filter(|s| !before.contains_key(&identity(s)));
+        let removed = old
+            .services
+            .all()
+            .iter()
+            .filter(|s| !after.contains(&identity(s)));
         for service in added.chain(removed) {
             self.services
                 .entry(service.hostname.clone())
@@ -162,36 +140,18 @@ impl ChangeSet {
         self.gateways = !difference(&old.gateways, &new.gateways).is_empty();
     }
 
-    fn compare_endpoints(
-        &mut self,
-        (old, before): (&Snapshot, &Arc<EndpointMap>),
-        (new, after): (&Snapshot, &Arc<EndpointMap>),
-    ) {
-        if Arc::ptr_eq(before, after) {
+    fn compare_endpoints(&mut self, old: &Arc<EndpointMap>, new: &Arc<EndpointMap>) {
+        if Arc::ptr_eq(old, new) {
             return;
         }
-        let lists = |key: &ServiceKey| {
-            let services = [old, new]
-                .into_iter()
-                .flat_map(|s| s.services.every_of(&key.hostname));
-            services.into_iter().any(|s| s.selector.is_empty())
-        };
-        let mut note = |key: &ServiceKey, sets: [Option<&Arc<ServiceEndpoints>>; 2]| {
-            self.endpoints.insert(key.hostname.clone());
-            if lists(key) {
-                let [before, after] = sets.map(ips);
-                self.listed.extend(before.symmetric_difference(&after));
-            }
-        };
-        for (key, set) in after.iter() {
-            match before.get(key) {
-                Some(former) if Arc::ptr_eq(former, set) => {}
-                former => note(key, [former, Some(set)]),
-            }
-        }
-        for (key, set) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
-            note(key, [Some(set), None]);
-        }
+        let note = |key: &ServiceKey| key.hostname.clone();
+        let changed = new
+            .iter()
+            .filter(|(k, v)| old.get(*k).is_none_or(|o| !Arc::ptr_eq(o, v)))
+            .map(|(k, _)| note(k));
+        self.endpoints.extend(changed);
+        self.endpoints
+            .extend(old.keys().filter(|k| !new.contains_key(*k)).map(note));
     }
 
     /// Whether nothing changed.
@@ -203,7 +163,6 @@ impl ChangeSet {
             && self.rules.is_empty()
             && !self.gateways
             && self.workloads.is_empty()
-            && self.listed.is_empty()
     }
 
     /// Whether only endpoints (and the workloads behind them) changed: nothing but load assignments can differ for
@@ -301,55 +260,25 @@ impl ChangeSet {
     /// Whether the proxy's own part (inbound clusters and listeners, scope) may differ: its workload changed, or a service
     /// that selects it.
     pub fn touches_proxy(&self, snapshot: &Snapshot, proxy: &Proxy) -> bool {
-<<<<<<< HEAD
         let moved = |ip: &IpAddr| self.workloads.contains(ip) || self.places.contains(ip);
         if self.everything || proxy.ips.iter().any(moved) {
-=======
-        let of_proxy = |set: &AHashSet<IpAddr>| proxy.ips.iter().any(|ip| set.contains(ip));
-        if self.everything || of_proxy(&self.workloads) || of_proxy(&self.listed) {
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
             return true;
         }
-        if self.services.is_empty() && self.rules.is_empty() {
+        if self.services.is_empty() && self.rules.is_empty() && self.endpoints.is_empty() {
             return false;
         }
         let labels = snapshot.labels_of(proxy);
-        // A service has the workloads that it selects, or without a selector those that it lists.
-        let has = |s: &Arc<Service>| match s.selector.is_empty() {
-            false => selects(&s.selector, &labels),
-            true => snapshot
-                .endpoints(&s.key())
-                .any(|set| set.lists(&proxy.ips)),
-        };
-        let changed = self.services.values().flatten().any(has);
+        let selected = |s: &Arc<Service>| !s.selector.is_empty() && selects(&s.selector, &labels);
+        let by_selector = self.services.values().flatten().any(selected);
         let by_rule = || {
             snapshot
                 .services()
-                .every()
-                .any(|s| self.host_changed(&s.hostname) && has(s))
+                .all()
+                .iter()
+                .any(|s| selected(s) && self.host_changed(&s.hostname))
         };
-        changed || by_rule()
+        by_selector || by_rule()
     }
-}
-
-/// Shards of one cluster in both lists.
-fn pairs<'a>(
-    old: &'a [Shard],
-    new: &'a [Shard],
-) -> impl Iterator<Item = (Option<&'a Shard>, Option<&'a Shard>)> {
-    let find = |list: &'a [Shard], of: &Shard| list.iter().find(|s| s.cluster == of.cluster);
-    let kept = old.iter().map(move |s| (Some(s), find(new, s)));
-    let added = new.iter().filter(move |s| find(old, s).is_none());
-    kept.chain(added.map(|s| (None, Some(s))))
-}
-
-fn ips(set: Option<&Arc<ServiceEndpoints>>) -> AHashSet<IpAddr> {
-    let all = set.into_iter().flat_map(|set| set.all());
-    all.filter_map(|e| match e.address {
-        EndpointAddress::Ip(ip) => Some(ip),
-        _ => None,
-    })
-    .collect()
 }
 
 /// Objects that are in one list only, by identity.

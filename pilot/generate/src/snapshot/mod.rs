@@ -12,7 +12,6 @@ mod rules;
 mod scope;
 mod services;
 mod settings;
-mod shard;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -26,24 +25,20 @@ pub use self::{
     networks::Networks,
     rules::{MergedRule, RuleIndex},
     scope::{Scope, ScopeKey},
-    services::{ClusterView, ServiceIndex},
+    services::ServiceIndex,
     settings::{AccessLogSettings, Settings},
-    shard::Shard,
 };
 use crate::{
     Options,
-<<<<<<< HEAD
     model::{
         EndpointAddress, EndpointMap, Labels, Locality, Proxy, Service, ServiceEndpoints,
         ServiceKey, Workload, WorkloadMap,
     },
-=======
-    model::{EndpointMap, Labels, Proxy, ServiceEndpoints, ServiceKey, Workload},
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
     report::{Report, metric},
 };
 
-/// What a snapshot is made of. Every part is shared: to change one, put a new `Arc` in its place.
+/// What a snapshot is made of. Every part is shared: to change one, clone the map behind it (a pointer per entry),
+/// change the clone, and put a new `Arc` here.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// Mesh config.
@@ -54,8 +49,12 @@ pub struct Inputs {
     pub options: Arc<Options>,
     /// Config objects.
     pub configs: Arc<Configs>,
-    /// What the registries know, in the order in which they are asked.
-    pub shards: Vec<Shard>,
+    /// Services of all registries but ServiceEntries, which are config.
+    pub services: Arc<AHashMap<ServiceKey, Arc<Service>>>,
+    /// Endpoints of these services.
+    pub endpoints: Arc<EndpointMap>,
+    /// Workloads by address.
+    pub workloads: Arc<WorkloadMap>,
 }
 
 /// See the [module](self).
@@ -103,7 +102,6 @@ impl Snapshot {
         };
         let same_entries =
             previous.filter(|p| same_list(&p.config.service_entries, &config.service_entries));
-<<<<<<< HEAD
         let services =
             match same_entries.filter(|p| Arc::ptr_eq(&p.inputs.services, &inputs.services)) {
                 Some(p) => p.services.clone(),
@@ -141,36 +139,11 @@ impl Snapshot {
             Arc::ptr_eq(&p.config, &config)
                 && Arc::ptr_eq(&p.services, &services)
                 && Arc::ptr_eq(&p.networks, &networks)
-=======
-        let services = match same_entries.filter(|p| same_services(&p.inputs, inputs)) {
-            Some(p) => p.services.clone(),
-            None => {
-                let entries = config.service_entries.iter();
-                Arc::new(ServiceIndex::new(
-                    &inputs.shards,
-                    entries.flat_map(|e| e.services.iter().cloned()),
-                    previous.map(|p| &*p.services),
-                ))
-            }
-        };
-        let external = match same_entries {
-            Some(p) => p.external.clone(),
-            None => Arc::new(external_endpoints(&config, previous.map(|p| &*p.external))),
-        };
-        let same = previous.filter(|p| {
-            Arc::ptr_eq(&p.config, &config)
-                && Arc::ptr_eq(&p.services, &services)
-                && same_reports(&p.inputs, inputs)
->>>>>>> a4994fa (pilot: every registry is a shard of its own; adapters from a table, trouble said once, clusters merge by host)
         });
         let report = match same {
             Some(p) => p.report.clone(),
             None => {
                 let mut report = config.report.clone();
-                report.merge(&services.report);
-                for shard in &inputs.shards {
-                    report.merge(&shard.report);
-                }
                 unknown_destinations(&config, &services, &mut report);
                 report
                     .rejections
@@ -220,55 +193,23 @@ impl Snapshot {
         &self.report
     }
 
-    /// Endpoint sets of a service: of every registry that has it, and of ServiceEntries of the same host and namespace.
+    /// Endpoint sets of a service: of its registry, and of ServiceEntries of the same host and namespace.
     pub fn endpoints(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<ServiceEndpoints>> {
-        let shards = self.inputs.shards.iter();
-        shards
-            .filter_map(|shard| shard.endpoints.get(key))
+        self.inputs
+            .endpoints
+            .get(key)
+            .into_iter()
             .chain(self.external.get(key))
     }
 
-    /// The workload of an address, in the first registry that knows one.
+    /// The workload of an address.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        let mut shards = self.inputs.shards.iter();
-        shards.find_map(|shard| shard.workloads.get(&ip))
+        self.inputs.workloads.get(&ip)
     }
 
-    /// The registries that a proxy may belong to: the one it names, if there is one of that name (addresses of several
-    /// clusters may overlap), else all.
-    pub fn shards_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = &'a Shard> {
-        let shards = &self.inputs.shards;
-        let named = shards.iter().any(|s| s.cluster == proxy.cluster_id);
-        shards
-            .iter()
-            .filter(move |s| !named || s.cluster == proxy.cluster_id)
-    }
-
-    /// The registry that knows a proxy's workload, and the workload, by the first of its addresses that is known.
-    fn found_in<'a>(&'a self, proxy: &'a Proxy) -> Option<(&'a Shard, &'a Arc<Workload>)> {
-        self.shards_of(proxy).find_map(|shard| {
-            let workload = proxy.ips.iter().find_map(|ip| shard.workloads.get(ip))?;
-            Some((shard, workload))
-        })
-    }
-
-    /// A registry by its name.
-    pub fn shard(&self, cluster: &str) -> Option<&Shard> {
-        self.inputs.shards.iter().find(|s| &*s.cluster == cluster)
-    }
-
-    /// The workload of a proxy.
-    pub fn workload_of<'a>(&'a self, proxy: &'a Proxy) -> Option<&'a Arc<Workload>> {
-        self.found_in(proxy).map(|(_, workload)| workload)
-    }
-
-    /// The cluster a proxy is in: what it told itself, else the one that knows its workload; empty if none does.
-    pub fn cluster_of(&self, proxy: &Proxy) -> Arc<str> {
-        if self.shard(&proxy.cluster_id).is_some() {
-            return proxy.cluster_id.clone();
-        }
-        let found = self.found_in(proxy);
-        found.map_or_else(|| proxy.cluster_id.clone(), |(s, _)| s.cluster.clone())
+    /// The workload of a proxy, by the first of its addresses that is known.
+    pub fn workload_of(&self, proxy: &Proxy) -> Option<&Arc<Workload>> {
+        proxy.ips.iter().find_map(|ip| self.workload(*ip))
     }
 
     /// Where a proxy runs: what the registries know of its addresses, else what it told itself.
@@ -345,22 +286,6 @@ fn unknown_destinations(config: &ConfigIndex, services: &ServiceIndex, report: &
             );
         }
     }
-}
-
-fn same_services(a: &Inputs, b: &Inputs) -> bool {
-    a.shards.len() == b.shards.len()
-        && a.shards
-            .iter()
-            .zip(&b.shards)
-            .all(|(a, b)| a.same_services(b))
-}
-
-fn same_reports(a: &Inputs, b: &Inputs) -> bool {
-    a.shards.len() == b.shards.len()
-        && a.shards
-            .iter()
-            .zip(&b.shards)
-            .all(|(a, b)| Arc::ptr_eq(&a.report, &b.report))
 }
 
 fn same_list<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {

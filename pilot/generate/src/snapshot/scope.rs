@@ -41,8 +41,6 @@ pub struct ScopeKey {
     pub network_view: Vec<Arc<str>>,
     /// Whether the workload has IPv4 addresses (else the wildcard address is `::`).
     pub ipv4: bool,
-    /// The cluster it is in, if services look different from there; else empty.
-    pub cluster: Arc<str>,
 }
 
 impl ScopeKey {
@@ -82,9 +80,6 @@ impl ScopeKey {
             },
             network_view: network_view(proxy),
             ipv4: proxy.ipv4(),
-            cluster: Some(snapshot.cluster_of(proxy))
-                .filter(|cluster| snapshot.services().has_views(cluster))
-                .unwrap_or_default(),
         }
     }
 }
@@ -133,12 +128,11 @@ impl Scope {
                 || visibility == Visibility::Public
                 || namespace == &*key.namespace
         };
-        let index = snapshot.services();
-        let services: Vec<Arc<Service>> = index
-            .all()
+        let all = snapshot.services().all();
+        let services: Vec<Arc<Service>> = all
             .iter()
             .filter(|s| visible(s.visibility, &s.namespace))
-            .map(|s| index.seen_from(&key.cluster, s).clone())
+            .cloned()
             .collect();
         let mut by_host: AHashMap<Arc<str>, Vec<u32>> = AHashMap::with_capacity(services.len());
         for (i, service) in (0..).zip(&services) {

@@ -8,11 +8,11 @@ use k8s_openapi::api::{
 };
 use mesh_config::{Configs, MeshConfig, parse};
 use pilot_generate::{
-    Inputs, Options, Proxy, Report, Scope, Shard, Snapshot,
+    Inputs, Options, Proxy, Report, Scope, Snapshot,
     envoy::core::Node,
     generate,
-    model::{EndpointMap, Registry, ServiceEndpoints, WorkloadMap},
-    registry::kubernetes::{self, Context, PodName},
+    model::{EndpointMap, ServiceEndpoints, WorkloadMap},
+    registry::kubernetes::{self, Context},
 };
 use serde_json::Value;
 
@@ -62,15 +62,16 @@ impl Fixture {
         let context = context();
         let mut workloads = WorkloadMap::default();
         for pod in all::<Pod>(&docs, "Pod") {
-            if let Some(pod) = kubernetes::workload(&pod, None, &context) {
-                workloads.extend(pod.ips.iter().map(|ip| (*ip, pod.workload.clone())));
+            if let Some((ips, workload)) = kubernetes::workload(&pod, None, &context) {
+                let workload = Arc::new(workload);
+                workloads.extend(ips.into_iter().map(|ip| (ip, workload.clone())));
             }
         }
-        let lookup = |ip: IpAddr, _: Option<PodName<'_>>| workloads.get(&ip).cloned();
+        let lookup = |ip: IpAddr| workloads.get(&ip).cloned();
         let services = all::<Service>(&docs, "Service")
             .iter()
             .filter_map(|s| kubernetes::service(s, &context))
-            .map(Arc::new)
+            .map(|s| (s.key(), Arc::new(s)))
             .collect();
         let mut endpoints = EndpointMap::default();
         for object in all::<Endpoints>(&docs, "Endpoints") {
@@ -144,12 +145,9 @@ impl Fixture {
                 networks: Arc::new(networks),
                 options: Arc::new(Options::default()),
                 configs: Arc::new(Configs::from_objects(parsed.objects)),
-                shards: vec![Shard {
-                    services: Arc::new(services),
-                    endpoints: Arc::new(endpoints),
-                    workloads: Arc::new(workloads),
-                    ..Shard::new("Kubernetes", Registry::Kubernetes)
-                }],
+                services: Arc::new(services),
+                endpoints: Arc::new(endpoints),
+                workloads: Arc::new(workloads),
             },
             proxies,
         }

@@ -9,6 +9,5 @@ mod envoy;
 mod fixture;
 mod golden;
 mod property;
-mod registries;
 mod scale;
 mod world;
