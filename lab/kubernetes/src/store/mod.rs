@@ -212,6 +212,7 @@ async fn writer(
             batch.add(write);
         }
         if batch.done.is_empty() {
+            batch.publish(&published);
             continue;
         }
         match batch.log(&mut db).await {
@@ -242,6 +243,8 @@ struct Batch {
     rv: u64,
     overlay: HashMap<(String, Key), Option<Arc<Object>>>,
     done: Vec<Done>,
+    /// Answered after publishing: who is told of a conflict must be able to read what it conflicts with.
+    refused: Vec<(oneshot::Sender<Result<Arc<Object>, WriteError>>, WriteError)>,
 }
 
 impl Batch {
@@ -265,8 +268,7 @@ impl Batch {
             _ => None,
         };
         if let Some(error) = refusal {
-            // A caller that went away does not care.
-            drop(reply.send(Err(error)));
+            self.refused.push((reply, error));
             return;
         }
         self.rv += 1;
@@ -346,14 +348,20 @@ impl Batch {
         for collection in touched {
             collection.wake();
         }
+        // A caller that went away does not care.
         for (reply, object) in replies {
             drop(reply.send(Ok(object)));
+        }
+        for (reply, error) in self.refused {
+            drop(reply.send(Err(error)));
         }
     }
 
     fn refuse(self, error: &str) {
-        for done in self.done {
-            drop(done.reply.send(Err(WriteError::Log(error.to_owned()))));
+        let replies = self.done.into_iter().map(|done| done.reply);
+        // A refusal may rest on what was not written after all.
+        for reply in replies.chain(self.refused.into_iter().map(|(reply, _)| reply)) {
+            drop(reply.send(Err(WriteError::Log(error.to_owned()))));
         }
     }
 }

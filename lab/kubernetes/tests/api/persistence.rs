@@ -77,3 +77,21 @@ async fn concurrent_writers_never_lose_an_update() {
         done
     );
 }
+
+/// A patch that names no version is tried again when another write came in between. Two writers can be in each other's
+/// way only so often.
+#[tokio::test]
+async fn two_patchers_side_by_side_are_never_refused() {
+    let lab = Lab::start().await;
+    lab.post(CMS, r#"{"metadata":{"name":"c"},"data":{}}"#)
+        .await
+        .unwrap();
+    let path = format!("{CMS}/c");
+    for round in 0..200 {
+        let (one, other) = (
+            format!(r#"{{"data":{{"one":"{round}"}}}}"#),
+            format!(r#"{{"data":{{"other":"{round}"}}}}"#),
+        );
+        tokio::try_join!(lab.merge(&path, &one), lab.merge(&path, &other)).unwrap();
+    }
+}
