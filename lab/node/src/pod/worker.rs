@@ -7,8 +7,11 @@
 
 mod adopt;
 mod finish;
+mod ground;
+mod happenings;
 mod progress;
 mod publish;
+mod start;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -27,6 +30,9 @@ use crate::{
     container::{Exit, runtime::Running},
     volumes::Volumes,
 };
+
+/// Retry of what may heal by itself.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Something that happened to the pod's processes.
 #[derive(Debug)]
