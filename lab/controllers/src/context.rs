@@ -11,14 +11,17 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::api::PostParams;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
+use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
+use crate::error::{During, Result, unless_gone};
 use crate::runtime::events::Recorder;
-use crate::runtime::store::{Store, Stored};
+use crate::runtime::store::{Key, Store, Stored};
 
 /// Shared by all controllers of one lab.
 pub(crate) struct Context {
@@ -154,6 +157,25 @@ impl Follower<'_> {
 }
 
 impl Context {
+    /// Writes the status of `changed`, a copy of the object it was decided on, if that still exists and is the newest;
+    /// the answer goes into the store.
+    pub(crate) async fn write_status<K>(&self, store: &Store<K>, changed: &K) -> Result<Option<K>>
+    where
+        K: Stored + Serialize + Resource<Scope = NamespaceResourceScope>,
+    {
+        let key = Key::of(changed);
+        let api = self.api::<K>(&key.namespace);
+        let written = unless_gone(
+            api.replace_status(&key.name, &PostParams::default(), changed)
+                .await
+                .during(|| format!("write the status of {} {key}", K::kind(&()))),
+        )?;
+        if let Some(written) = &written {
+            store.wrote(written.clone());
+        }
+        Ok(written)
+    }
+
     /// The API of one namespace.
     pub(crate) fn api<K>(&self, namespace: &str) -> Api<K>
     where

@@ -13,17 +13,14 @@ use k8s_openapi::api::core::v1::{
     Toleration,
 };
 use kube::ResourceExt;
-use kube::api::PostParams;
 
 use crate::context::Context;
 use crate::deployment::{fence_posts, template_hash};
-use crate::error::{During, Result, unless_gone};
+use crate::error::Result;
 use crate::owners::{claim_all, controller_key, controller_reference};
-use crate::pod_control;
+use crate::pod_control::{PodControl, pod_from, usable};
 use crate::pods::{self, Availability, availability};
-use crate::replica_set::{pod_from, usable};
 use crate::runtime::driver::{Again, Controller};
-use crate::runtime::events::Kind;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::Key;
 use crate::scheduler;
@@ -247,43 +244,6 @@ impl DaemonSets {
         });
         Self { context, queue }
     }
-
-    async fn create(&self, key: &Key, set: &DaemonSet, node: &str, hash: &str) -> Result<()> {
-        let Some(pod) = pod_for(set, node, hash) else {
-            return Ok(());
-        };
-        let api = self.context.api::<Pod>(&key.namespace);
-        match api
-            .create(&PostParams::default(), &pod)
-            .await
-            .during(|| format!("create a pod for DaemonSet {key}"))
-        {
-            Ok(pod) => {
-                let message = format!("Created pod: {}", pod.name_any());
-                self.context.recorder.record(
-                    set,
-                    COMPONENT,
-                    Kind::Normal,
-                    "SuccessfulCreate",
-                    message,
-                );
-                self.context.stores.pods.wrote(pod);
-                Ok(())
-            }
-            Err(error) if error.namespace_is_terminating() => Ok(()),
-            Err(error) => {
-                let message = format!("Error creating: {}", error.cause());
-                self.context.recorder.record(
-                    set,
-                    COMPONENT,
-                    Kind::Warning,
-                    "FailedCreate",
-                    message,
-                );
-                Err(error)
-            }
-        }
-    }
 }
 
 impl Controller for DaemonSets {
@@ -322,35 +282,24 @@ impl Controller for DaemonSets {
             &hash,
             Timestamp::now(),
         );
-        for pod in &plan.delete {
-            pod_control::delete(&self.context, pod).await?;
-            let message = format!("Deleted pod: {}", pod.name_any());
-            self.context.recorder.record(
-                set.as_ref(),
-                COMPONENT,
-                Kind::Normal,
-                "SuccessfulDelete",
-                message,
-            );
-        }
+        let control = PodControl {
+            context: &self.context,
+            component: COMPONENT,
+            owner: set.as_ref(),
+        };
+        control.delete_all(&plan.delete).await?;
         let mut outcome = Ok(Again::Never);
-        for node in &plan.create {
-            if let Err(error) = self.create(key, &set, node, &hash).await {
+        for pod in plan.create.iter().filter_map(|n| pod_for(&set, n, &hash)) {
+            if let Err(error) = control.create(&pod).await {
                 outcome = Err(error);
             }
         }
         if set.status.as_ref() != Some(&plan.status) {
             let mut changed = DaemonSet::clone(&set);
             changed.status = Some(plan.status);
-            let api = self.context.api::<DaemonSet>(&key.namespace);
-            let written = unless_gone(
-                api.replace_status(&key.name, &PostParams::default(), &changed)
-                    .await
-                    .during(|| format!("write the status of DaemonSet {key}")),
-            )?;
-            if let Some(written) = written {
-                self.context.stores.daemon_sets.wrote(written);
-            }
+            let stores = &self.context.stores;
+            let written = self.context.write_status(&stores.daemon_sets, &changed);
+            written.await?;
         }
         outcome
     }

@@ -10,11 +10,10 @@ use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatu
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
-use kube::api::PostParams;
 
 use crate::context::{Context, Stores};
 use crate::deployment::resolve;
-use crate::error::{During, Result, unless_gone};
+use crate::error::Result;
 use crate::owners::controller_of;
 use crate::pods;
 use crate::runtime::driver::{Again, Controller};
@@ -220,15 +219,9 @@ impl Controller for Budgets {
         if budget.status.as_ref() != Some(&status) {
             let mut changed = PodDisruptionBudget::clone(&budget);
             changed.status = Some(status);
-            let api = self.context.api::<PodDisruptionBudget>(&key.namespace);
-            let written = unless_gone(
-                api.replace_status(&key.name, &PostParams::default(), &changed)
-                    .await
-                    .during(|| format!("write the status of PodDisruptionBudget {key}")),
-            )?;
-            if let Some(written) = written {
-                self.context.stores.budgets.wrote(written);
-            }
+            let stores = &self.context.stores;
+            let written = self.context.write_status(&stores.budgets, &changed);
+            written.await?;
         }
         Ok(Again::after(again))
     }

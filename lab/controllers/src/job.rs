@@ -12,14 +12,13 @@ use k8s_openapi::api::batch::v1::{Job, JobCondition, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
 use kube::ResourceExt;
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Preconditions};
 
 use crate::context::Context;
 use crate::error::{During, Result, unless_gone};
 use crate::owners::{claim_all, controller_key, controller_reference};
-use crate::pod_control;
+use crate::pod_control::{PodControl, pod_from};
 use crate::pods;
-use crate::replica_set::pod_from;
 use crate::runtime::driver::{Again, Controller};
 use crate::runtime::events::Kind;
 use crate::runtime::queue::Queue;
@@ -208,39 +207,22 @@ impl Jobs {
         // Older tools select by the short forms.
         labels.insert("controller-uid".to_owned(), job.uid().unwrap_or_default());
         labels.insert("job-name".to_owned(), key.name.clone());
-        let api = self.context.api::<Pod>(&key.namespace);
-        let params = PostParams::default();
-        for result in join_all((0..count).map(|_| api.create(&params, &pod))).await {
-            match result.during(|| format!("create a pod for Job {key}")) {
-                Ok(pod) => {
-                    let message = format!("Created pod: {}", pod.name_any());
-                    self.context.recorder.record(
-                        job,
-                        COMPONENT,
-                        Kind::Normal,
-                        "SuccessfulCreate",
-                        message,
-                    );
-                    self.context.stores.pods.wrote(pod);
-                }
-                Err(error) if error.namespace_is_terminating() => return Ok(()),
-                Err(error) => {
-                    let message = format!("Error creating: {}", error.cause());
-                    self.context.recorder.record(
-                        job,
-                        COMPONENT,
-                        Kind::Warning,
-                        "FailedCreate",
-                        message,
-                    );
-                    return Err(error);
-                }
-            }
+        let control = self.control(job);
+        for result in join_all((0..count).map(|_| control.create(&pod))).await {
+            result?;
         }
         Ok(())
     }
 
-    async fn write(&self, key: &Key, job: &Job, status: JobStatus) -> Result<()> {
+    fn control<'a>(&'a self, job: &'a Job) -> PodControl<'a, Job> {
+        PodControl {
+            context: &self.context,
+            component: COMPONENT,
+            owner: job,
+        }
+    }
+
+    async fn write(&self, job: &Job, status: JobStatus) -> Result<()> {
         if job.status.as_ref() == Some(&status) {
             return Ok(());
         }
@@ -262,16 +244,9 @@ impl Jobs {
         }
         let mut changed = job.clone();
         changed.status = Some(status);
-        let api = self.context.api::<Job>(&key.namespace);
-        let written = unless_gone(
-            api.replace_status(&key.name, &PostParams::default(), &changed)
-                .await
-                .during(|| format!("write the status of Job {key}")),
-        )?;
-        if let Some(written) = written {
-            self.context.stores.jobs.wrote(written);
-        }
-        Ok(())
+        let stores = &self.context.stores;
+        let written = self.context.write_status(&stores.jobs, &changed);
+        written.await.map(drop)
     }
 
     /// Removes a finished Job when its time is over; says when that will be.
@@ -332,12 +307,11 @@ impl Controller for Jobs {
         .await?;
         let step = step(&job, &pods, crate::error::now().0);
         if step.stop {
-            for pod in pods.iter().filter(|p| pods::is_active(p)) {
-                pod_control::delete(&self.context, pod).await?;
-            }
+            let active: Vec<_> = pods.iter().filter(|p| pods::is_active(p)).collect();
+            self.control(&job).delete_all(&active).await?;
         }
         let created = self.create(key, &job, step.create).await;
-        self.write(key, &job, step.status).await?;
+        self.write(&job, step.status).await?;
         created?;
         let expiry = self.expire(key, &job).await?;
         Ok(Again::after(expiry.or(step.again)))

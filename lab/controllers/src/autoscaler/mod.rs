@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::error::{During, Error, Result, now, unless_gone};
+use crate::error::{During, Error, Result, now};
 use crate::inventory::Inventory;
 use crate::pods;
 use crate::runtime::driver::{Again, Controller};
@@ -134,7 +134,7 @@ impl Autoscalers {
                     "the HPA controller was unable to get the target's current scale: {text}"
                 );
                 outcome.set("AbleToScale", "False", "FailedGetScale", &text);
-                return self.write(key, scaler, outcome).await;
+                return self.write(scaler, outcome).await;
             }
         };
         let text = "the HPA controller was able to get the target's current scale";
@@ -177,7 +177,7 @@ impl Autoscalers {
                 .await?;
             }
         }
-        self.write(key, scaler, outcome).await
+        self.write(scaler, outcome).await
     }
 
     /// The count the metrics lead to within all limits, with the reason; conditions go into `outcome`.
@@ -377,27 +377,15 @@ impl Autoscalers {
             .record(scaler, COMPONENT, Kind::Warning, reason, message);
     }
 
-    async fn write(
-        &self,
-        key: &Key,
-        scaler: &HorizontalPodAutoscaler,
-        outcome: Outcome,
-    ) -> Result<()> {
+    async fn write(&self, scaler: &HorizontalPodAutoscaler, outcome: Outcome) -> Result<()> {
         if scaler.status.as_ref() == Some(&outcome.status) {
             return Ok(());
         }
         let mut changed = scaler.clone();
         changed.status = Some(outcome.status);
-        let api = self.context.api::<HorizontalPodAutoscaler>(&key.namespace);
-        let written = unless_gone(
-            api.replace_status(&key.name, &PostParams::default(), &changed)
-                .await
-                .during(|| format!("write the status of HorizontalPodAutoscaler {key}")),
-        )?;
-        if let Some(written) = written {
-            self.context.stores.autoscalers.wrote(written);
-        }
-        Ok(())
+        let stores = &self.context.stores;
+        let written = self.context.write_status(&stores.autoscalers, &changed);
+        written.await.map(drop)
     }
 }
 

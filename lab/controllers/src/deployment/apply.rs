@@ -321,20 +321,11 @@ impl Deployments {
         if deployment.status.as_ref() == Some(&status) {
             return Ok(None);
         }
-        let key = Key::of(deployment);
         let mut changed = deployment.clone();
         changed.status = Some(status);
-        let written = unless_gone(
-            self.context
-                .api::<Deployment>(&key.namespace)
-                .replace_status(&key.name, &PostParams::default(), &changed)
-                .await
-                .during(|| format!("write the status of Deployment {key}")),
-        )?;
-        if let Some(written) = &written {
-            self.context.stores.deployments.wrote(written.clone());
-        }
-        Ok(written.map(Arc::new))
+        let stores = &self.context.stores;
+        let written = self.context.write_status(&stores.deployments, &changed);
+        Ok(written.await?.map(Arc::new))
     }
 
     pub(super) async fn clean_up(&self, view: &View) -> Result<()> {

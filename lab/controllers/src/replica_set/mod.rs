@@ -12,18 +12,15 @@ use std::sync::Arc;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::PostParams;
 
 use crate::context::Context;
-use crate::error::{During, Error, Result, unless_gone};
+use crate::error::{Error, Result};
 use crate::owners::{claim_all, controller_key, controller_of, controller_reference};
-use crate::pod_control;
+use crate::pod_control::{PodControl, pod_from, usable};
 use crate::pods;
 use crate::runtime::driver::{Again, Controller};
-use crate::runtime::events::Kind;
 use crate::runtime::queue::Queue;
 use crate::runtime::store::Key;
 use status::Failure;
@@ -88,7 +85,7 @@ impl ReplicaSets {
         } else if active.len() > wanted {
             let surplus = (active.len() - wanted).min(BURST);
             let doomed = rank::to_delete(active.clone(), surplus, Timestamp::now());
-            let error = self.delete(set, &doomed).await.err();
+            let error = self.control(set).delete_all(&doomed).await.err();
             let failure = error.as_ref().map(|e| Failure {
                 reason: "FailedDelete",
                 message: e.cause(),
@@ -115,123 +112,35 @@ impl ReplicaSets {
             &namespace,
             controller_reference(set),
         );
-        let api = self.context.api::<Pod>(&namespace);
+        let control = self.control(set);
         let mut created = Vec::new();
         let mut batch = 1;
         while created.len() < missing {
             let size = batch.min(missing - created.len());
-            let params = PostParams::default();
-            let results = join_all((0..size).map(|_| api.create(&params, &pod))).await;
-            let mut failure = None;
+            let results = join_all((0..size).map(|_| control.create(&pod))).await;
+            let (mut failure, mut terminating) = (None, false);
             for result in results {
-                match result.during(|| {
-                    format!("create a pod for ReplicaSet {namespace}/{}", set.name_any())
-                }) {
-                    Ok(pod) => {
-                        let message = format!("Created pod: {}", pod.name_any());
-                        self.context.recorder.record(
-                            set,
-                            COMPONENT,
-                            Kind::Normal,
-                            "SuccessfulCreate",
-                            message,
-                        );
-                        self.context.stores.pods.wrote(pod.clone());
-                        created.push(Arc::new(pod));
-                    }
+                match result {
+                    Ok(Some(pod)) => created.push(Arc::new(pod)),
+                    Ok(None) => terminating = true,
                     Err(error) => failure = Some(error),
                 }
             }
-            if let Some(error) = failure {
-                if error.namespace_is_terminating() {
-                    return (created, None);
-                }
-                let message = format!("Error creating: {}", error.cause());
-                self.context.recorder.record(
-                    set,
-                    COMPONENT,
-                    Kind::Warning,
-                    "FailedCreate",
-                    message,
-                );
-                return (created, Some(error));
+            if terminating || failure.is_some() {
+                return (created, failure);
             }
             batch *= 2;
         }
         (created, None)
     }
 
-    async fn delete(&self, set: &ReplicaSet, doomed: &[Arc<Pod>]) -> Result<()> {
-        let results = join_all(
-            doomed
-                .iter()
-                .map(|pod| pod_control::delete(&self.context, pod)),
-        )
-        .await;
-        let mut outcome = Ok(());
-        for (pod, result) in doomed.iter().zip(results) {
-            match result {
-                Ok(()) => {
-                    let message = format!("Deleted pod: {}", pod.name_any());
-                    self.context.recorder.record(
-                        set,
-                        COMPONENT,
-                        Kind::Normal,
-                        "SuccessfulDelete",
-                        message,
-                    );
-                }
-                Err(error) => {
-                    let message = format!("Error deleting: {}", error.cause());
-                    self.context.recorder.record(
-                        set,
-                        COMPONENT,
-                        Kind::Warning,
-                        "FailedDelete",
-                        message,
-                    );
-                    outcome = Err(error);
-                }
-            }
+    fn control<'a>(&'a self, set: &'a ReplicaSet) -> PodControl<'a, ReplicaSet> {
+        PodControl {
+            context: &self.context,
+            component: COMPONENT,
+            owner: set,
         }
-        outcome
     }
-}
-
-/// The pod a template describes, for a controller that owns it.
-pub(crate) fn pod_from(
-    template: &PodTemplateSpec,
-    name_prefix: &str,
-    namespace: &str,
-    owner: k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference,
-) -> Pod {
-    let meta = template.metadata.clone().unwrap_or_default();
-    Pod {
-        metadata: ObjectMeta {
-            generate_name: Some(name_prefix.to_owned()),
-            namespace: Some(namespace.to_owned()),
-            labels: meta.labels,
-            annotations: meta.annotations,
-            finalizers: meta.finalizers,
-            owner_references: Some(vec![owner]),
-            ..ObjectMeta::default()
-        },
-        spec: template.spec.clone(),
-        status: None,
-    }
-}
-
-/// What every workload controller refuses: a selector that would take every pod of the namespace.
-pub(crate) fn usable(selector: &LabelSelector, object: impl FnOnce() -> String) -> Result<()> {
-    if pods::is_empty(selector) {
-        return Err(Error::Object {
-            object: object(),
-            field: "spec.selector",
-            problem: "is empty and would select every pod of the namespace; matchLabels or matchExpressions are needed"
-                .to_owned(),
-        });
-    }
-    Ok(())
 }
 
 impl Controller for ReplicaSets {
@@ -272,15 +181,9 @@ impl Controller for ReplicaSets {
         if set.status.as_ref() != Some(&status) {
             let mut changed = ReplicaSet::clone(&set);
             changed.status = Some(status);
-            let api = self.context.api::<ReplicaSet>(&key.namespace);
-            let written = unless_gone(
-                api.replace_status(&key.name, &PostParams::default(), &changed)
-                    .await
-                    .during(|| format!("write the status of ReplicaSet {key}")),
-            )?;
-            if let Some(written) = written {
-                self.context.stores.replica_sets.wrote(written);
-            }
+            let stores = &self.context.stores;
+            let written = self.context.write_status(&stores.replica_sets, &changed);
+            written.await?;
         }
         match error {
             Some(error) => Err(error),
