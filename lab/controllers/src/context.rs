@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet,
+};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{
@@ -41,6 +43,7 @@ pub(crate) struct Stores {
     pub(crate) deployments: Arc<Store<Deployment>>,
     pub(crate) stateful_sets: Arc<Store<StatefulSet>>,
     pub(crate) daemon_sets: Arc<Store<DaemonSet>>,
+    pub(crate) revisions: Arc<Store<ControllerRevision>>,
     pub(crate) jobs: Arc<Store<Job>>,
     pub(crate) autoscalers: Arc<Store<HorizontalPodAutoscaler>>,
     pub(crate) budgets: Arc<Store<PodDisruptionBudget>>,
@@ -64,6 +67,7 @@ impl Stores {
             deployments: Store::new(),
             stateful_sets: Store::new(),
             daemon_sets: Store::new(),
+            revisions: Store::new(),
             jobs: Store::new(),
             autoscalers: Store::new(),
             budgets: Store::new(),
@@ -95,6 +99,7 @@ impl Stores {
         follower.all(&self.deployments);
         follower.all(&self.stateful_sets);
         follower.all(&self.daemon_sets);
+        follower.all(&self.revisions);
         follower.all(&self.jobs);
         follower.all(&self.autoscalers);
         follower.all(&self.budgets);
@@ -121,6 +126,7 @@ impl Stores {
         self.deployments.synced().await;
         self.stateful_sets.synced().await;
         self.daemon_sets.synced().await;
+        self.revisions.synced().await;
         self.jobs.synced().await;
         self.autoscalers.synced().await;
         self.budgets.synced().await;

@@ -25,6 +25,7 @@ mod replica_set;
 mod runtime;
 mod scheduler;
 mod service_accounts;
+mod stateful_set;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +93,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     let scheduler = Arc::new(scheduler::Scheduler::new(context.clone()));
     let daemon_sets = Arc::new(daemon_set::DaemonSets::new(context.clone()));
     let jobs = Arc::new(job::Jobs::new(context.clone()));
+    let stateful_sets = Arc::new(stateful_set::StatefulSets::new(context.clone()));
     let budgets = Arc::new(disruption::Budgets::new(context.clone()));
     let furniture = Arc::new(service_accounts::NamespaceFurniture::new(context.clone()));
     let token_secrets = Arc::new(service_accounts::TokenSecrets::new(context.clone()));
@@ -119,6 +121,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     spawn(&mut tasks, budgets, &shutdown);
     spawn(&mut tasks, daemon_sets, &shutdown);
     spawn(&mut tasks, jobs, &shutdown);
+    spawn(&mut tasks, stateful_sets, &shutdown);
     tasks.spawn(event_ttl::run(context.clone(), shutdown.clone()));
     while tasks.join_next().await.is_some() {}
     Ok(())
@@ -134,6 +137,7 @@ fn feed(inventory: &Arc<inventory::Inventory>, stores: &context::Stores) {
     inventory.feed(&stores.deployments, true);
     inventory.feed(&stores.stateful_sets, true);
     inventory.feed(&stores.daemon_sets, true);
+    inventory.feed(&stores.revisions, true);
     inventory.feed(&stores.jobs, true);
     inventory.feed(&stores.autoscalers, true);
     inventory.feed(&stores.budgets, true);

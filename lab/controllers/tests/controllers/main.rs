@@ -10,4 +10,5 @@ mod lab;
 mod namespaces;
 mod rollout;
 mod scheduler;
+mod stateful_set;
 mod workloads;
