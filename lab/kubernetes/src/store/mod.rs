@@ -46,12 +46,15 @@ pub(crate) enum WriteError {
     Log(String),
 }
 
+/// Where a write is answered.
+type Reply = oneshot::Sender<Result<Arc<Object>, WriteError>>;
+
 struct Write {
     collection: Arc<Collection>,
     key: Key,
     expect: Expect,
     change: Change,
-    reply: oneshot::Sender<Result<Arc<Object>, WriteError>>,
+    reply: Reply,
 }
 
 enum Change {
@@ -234,7 +237,7 @@ async fn writer(
 struct Done {
     collection: Arc<Collection>,
     event: Event,
-    reply: oneshot::Sender<Result<Arc<Object>, WriteError>>,
+    reply: Reply,
 }
 
 /// Writes accepted together. `overlay` holds the state that earlier writes of the batch leave behind.
@@ -244,7 +247,7 @@ struct Batch {
     overlay: HashMap<(String, Key), Option<Arc<Object>>>,
     done: Vec<Done>,
     /// Answered after publishing: who is told of a conflict must be able to read what it conflicts with.
-    refused: Vec<(oneshot::Sender<Result<Arc<Object>, WriteError>>, WriteError)>,
+    refused: Vec<(Reply, WriteError)>,
 }
 
 impl Batch {
