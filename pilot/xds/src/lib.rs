@@ -48,7 +48,7 @@ use tokio::sync::Semaphore;
 pub use metrics::Metrics;
 pub use pipeline::{Changes, Debounce};
 pub use resource::{Collection, Resource, ResourceType, Version};
-pub use service::AggregatedDiscoveryService;
+pub use service::{AggregatedDiscoveryService, SecretDiscoveryService};
 pub use source::{Change, NodeError, Predicate, ResourceSource, Touched};
 pub use status::{Client, Clients, TypeStatus};
 pub use world::{Published, Publisher, WorldReceiver};

@@ -1,4 +1,5 @@
-//! The gRPC face: `envoy.service.discovery.v3.AggregatedDiscoveryService`.
+//! The gRPC faces: `envoy.service.discovery.v3.AggregatedDiscoveryService`, and
+//! `envoy.service.secret.v3.SecretDiscoveryService` for sources that have secrets only.
 //!
 //! A hand-written tonic service, because its answers are written from shared bytes ([`crate::body`]). Requests go through
 //! tonic's own frame decoder, which refuses garbage, truncation and oversize with a gRPC status.
@@ -110,33 +111,76 @@ impl<S: ResourceSource> tower::Service<http::Request<Body>> for AggregatedDiscov
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let methods = ["StreamAggregatedResources", "DeltaAggregatedResources"];
+        ready(Ok(self.answer(Self::NAME, methods, request)))
+    }
+}
+
+impl<S: ResourceSource> AggregatedDiscoveryService<S> {
+    /// Serves a method of the service `name`: state of the world is the first of `methods`, delta the second.
+    fn answer(
+        &self,
+        name: &str,
+        methods: [&str; 2],
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
         let is_grpc = request
             .headers()
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
-        let method = request
-            .uri()
-            .path()
-            .rsplit('/')
-            .next()
-            .unwrap_or_default()
-            .to_owned();
-        ready(Ok(match method.as_str() {
-            _ if !is_grpc || request.method() != http::Method::POST => {
-                let mut response = http::Response::new(Body::empty());
-                *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
-                response
-            }
-            "StreamAggregatedResources" => self.stream::<DiscoveryRequest>(Variant::Sotw, request),
-            "DeltaAggregatedResources" => {
-                self.stream::<DeltaDiscoveryRequest>(Variant::Delta, request)
-            }
-            other => Status::unimplemented(format!(
-                "{} has no method {other}; it has StreamAggregatedResources and DeltaAggregatedResources",
-                Self::NAME
+        if !is_grpc || request.method() != http::Method::POST {
+            let mut response = http::Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return response;
+        }
+        let [sotw, delta] = methods;
+        let path = request.uri().path();
+        let method = path.rsplit('/').next().unwrap_or_default().to_owned();
+        if method == sotw {
+            self.stream::<DiscoveryRequest>(Variant::Sotw, request)
+        } else if method == delta {
+            self.stream::<DeltaDiscoveryRequest>(Variant::Delta, request)
+        } else {
+            Status::unimplemented(format!(
+                "{name} has no method {method}; it has {sotw} and {delta}"
             ))
-            .into_http(),
-        }))
+            .into_http()
+        }
+    }
+}
+
+/// Secret discovery over an [`Engine`], for Envoys that have their secrets from somebody else than the rest. Cheap to clone.
+pub struct SecretDiscoveryService<S: ResourceSource>(AggregatedDiscoveryService<S>);
+
+impl<S: ResourceSource> SecretDiscoveryService<S> {
+    /// The service of this engine.
+    pub fn new(engine: Arc<Engine<S>>) -> Self {
+        Self(AggregatedDiscoveryService::new(engine))
+    }
+}
+
+impl<S: ResourceSource> Clone for SecretDiscoveryService<S> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<S: ResourceSource> NamedService for SecretDiscoveryService<S> {
+    const NAME: &'static str = "envoy.service.secret.v3.SecretDiscoveryService";
+}
+
+impl<S: ResourceSource> tower::Service<http::Request<Body>> for SecretDiscoveryService<S> {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let methods = ["StreamSecrets", "DeltaSecrets"];
+        ready(Ok(self.0.answer(Self::NAME, methods, request)))
     }
 }
 
