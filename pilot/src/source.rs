@@ -7,6 +7,8 @@ use pilot_xds::{
     Change, Collection, NodeError, Predicate, Resource, ResourceSource, ResourceType, Touched,
 };
 
+use prost::Message as _;
+
 use crate::{proxy::PilotProxy, world::World};
 
 /// Something happened in a source. What exactly is found out by comparing snapshots.
@@ -45,6 +47,12 @@ impl Difference {
             endpoints: Arc::new(move |cluster| endpoints.touches_endpoints(cluster)),
         }
     }
+}
+
+/// A secret of files that Envoy reads itself.
+fn secret(name: &Arc<str>) -> Option<Resource> {
+    let secret = pilot_generate::generate::secret(name)?;
+    Some(Resource::new(name.clone(), secret.encode_to_vec()))
 }
 
 /// See the [module](self). Holds nothing: worlds bring their caches along.
@@ -117,7 +125,8 @@ impl ResourceSource for PilotSource {
             }
             ResourceType::Endpoint => proxy.scope(world).endpoints(names),
             ResourceType::Route => proxy.scope(world).routes(names),
-            ResourceType::Secret => vec![None; names.len()],
+            // Paths of files in the proxy: the names say it all, so nothing can change them.
+            ResourceType::Secret => names.iter().map(secret).collect(),
         }
     }
 }

@@ -19,6 +19,30 @@ pub const VIRTUAL_INBOUND_PORT: u32 = 15006;
 /// Route configuration of the HTTP proxy listener.
 pub const HTTP_PROXY: &str = "http_proxy";
 
+/// Cluster of the bootstrap through which pilot-agent serves secrets to its Envoy.
+pub const SDS_CLUSTER: &str = "sds-grpc";
+/// Socket on which a gateway's secrets are served.
+pub const GATEWAY_SDS_SOCKET: &str = "unix:/var/run/ingress_gateway/sds";
+/// Secret with the workload's own certificate and key.
+pub const WORKLOAD_SECRET: &str = "default";
+/// Secret with the mesh's root certificates.
+pub const ROOT_SECRET: &str = "ROOTCA";
+
+/// `CREDENTIAL-cacert`: secret with the CAs that verify the clients of a server.
+pub fn client_ca_secret(credential: &str) -> String {
+    format!("{credential}-cacert")
+}
+
+/// `http.PORT`: routes of a gateway's plain HTTP servers.
+pub fn gateway_http(port: u32) -> String {
+    format!("http.{port}")
+}
+
+/// `https.PORT.PORTNAME.GATEWAY.NS`: routes of one server that ends TLS.
+pub fn gateway_https(port: u32, port_name: &str, gateway: &str, namespace: &str) -> String {
+    format!("https.{port}.{port_name}.{gateway}.{namespace}")
+}
+
 /// `outbound|PORT|SUBSET|HOST`.
 pub fn outbound(port: u32, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")

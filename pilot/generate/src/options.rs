@@ -35,9 +35,6 @@ pub struct Options {
     pub scope_gateway_to_namespace: bool,
     /// How long Envoy waits for a first RDS or EDS answer (`PILOT_INITIAL_FETCH_TIMEOUT`); unset: Envoy's 15 s.
     pub initial_fetch_timeout: Option<Duration>,
-    /// Proxies have the certificate files that TLS settings name. A file that is missing makes Envoy refuse the cluster, so without
-    /// this a cluster whose policy needs files is left without endpoints: closed, never in plain text.
-    pub certificate_files: bool,
     /// Cluster that tracing spans go to. Tracing is written into listeners only if this is set: a provider that
     /// names a cluster the bootstrap lacks makes Envoy refuse the listener.
     pub zipkin_cluster: Option<String>,
@@ -61,7 +58,6 @@ impl Default for Options {
             trace_sampling: 100.0,
             scope_gateway_to_namespace: false,
             initial_fetch_timeout: None,
-            certificate_files: false,
             zipkin_cluster: None,
         }
     }

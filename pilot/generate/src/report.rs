@@ -42,15 +42,12 @@ pub mod metric {
 
     /// Services that cannot have a listener.
     pub const INVALID_OUT_LISTENERS: &str = "pilot_invalid_out_listeners";
-    /// Clusters without endpoints because their TLS settings need files (ours, not Istio's).
-    pub const TLS_UNAVAILABLE: &str = "pilot_cluster_tls_unavailable";
-
     /// Routes to hosts that no service has, or to subsets that no DestinationRule declares (ours, not Istio's): their
     /// requests get 503.
     pub const UNKNOWN_DESTINATION: &str = "pilot_vservice_unknown_destination";
 
     /// Every push gauge, so that a metric exists at zero before the first event.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 14] = [
         DUPLICATE_CLUSTERS,
         EDS_NO_INSTANCES,
         VSERVICE_DUP_DOMAIN,
@@ -64,7 +61,6 @@ pub mod metric {
         NO_IP,
         ENDPOINT_NOT_READY,
         INVALID_OUT_LISTENERS,
-        TLS_UNAVAILABLE,
         UNKNOWN_DESTINATION,
     ];
 }

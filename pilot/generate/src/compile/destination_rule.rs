@@ -8,10 +8,9 @@ use proto_networking::networking::{
     TlsSettings, TrafficPolicy,
     connection_pool_settings::tcp_settings::TcpKeepalive,
     load_balancer_settings::{LbPolicy, SimpleLb, consistent_hash_lb},
-    tls_settings,
 };
 
-use super::{Context, duration};
+use super::{Context, Tls, TlsPolicyMode, duration, tls};
 use crate::{
     envoy::{self, cluster, safe},
     model::{Labels, Visibility, host},
@@ -152,28 +151,6 @@ pub enum HashKey {
     SourceIp,
 }
 
-/// TLS towards a service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Tls {
-    pub mode: TlsPolicyMode,
-    pub client_certificate: String,
-    pub private_key: String,
-    pub ca_certificates: String,
-    pub subject_alt_names: Vec<String>,
-    pub sni: String,
-}
-
-/// Mode of [`Tls`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum TlsPolicyMode {
-    Disable,
-    Simple,
-    Mutual,
-    IstioMutual,
-}
-
 impl DestinationRuleConfig {
     /// Checks an object; `None` if its host cannot be any service's (the rejection is then in `orphaned`).
     pub fn compile(
@@ -238,6 +215,19 @@ impl DestinationRuleConfig {
     }
 }
 
+impl DestinationRuleConfig {
+    /// Whether some policy asks for mesh mTLS.
+    pub(crate) fn uses_mesh_tls(&self) -> bool {
+        let policies = std::iter::once(&self.policy).chain(self.subsets.iter().map(|s| &s.policy));
+        let mut all = policies.flat_map(|p| std::iter::once(p).chain(p.ports.values()));
+        all.any(|p| {
+            p.tls
+                .as_ref()
+                .is_some_and(|t| t.mode == TlsPolicyMode::IstioMutual)
+        })
+    }
+}
+
 fn policy(spec: Option<&TrafficPolicy>, path: &str, rejector: &mut Rejector<'_>) -> Policy {
     let Some(spec) = spec else {
         return Policy::default();
@@ -290,7 +280,7 @@ fn components(
         pool: pool.map(|p| self::pool(p, &format!("{path}.connectionPool"), rejector)),
         outlier: outlier.map(|o| self::outlier(o, &format!("{path}.outlierDetection"), rejector)),
         lb: lb.and_then(|l| load_balancer(l, &format!("{path}.loadBalancer"), rejector)),
-        tls: tls.map(self::tls),
+        tls: tls.map(|t| tls::client(t, &format!("{path}.tls"), rejector)),
         ports: BTreeMap::new(),
     }
 }
@@ -471,21 +461,4 @@ fn load_balancer(
         key,
         minimum_ring_size,
     })
-}
-
-fn tls(spec: &TlsSettings) -> Tls {
-    use tls_settings::TlSmode as Mode;
-    Tls {
-        mode: match Mode::try_from(spec.mode) {
-            Ok(Mode::Simple) => TlsPolicyMode::Simple,
-            Ok(Mode::Mutual) => TlsPolicyMode::Mutual,
-            Ok(Mode::IstioMutual) => TlsPolicyMode::IstioMutual,
-            Ok(Mode::Disable) | Err(_) => TlsPolicyMode::Disable,
-        },
-        client_certificate: spec.client_certificate.clone(),
-        private_key: spec.private_key.clone(),
-        ca_certificates: spec.ca_certificates.clone(),
-        subject_alt_names: spec.subject_alt_names.clone(),
-        sni: spec.sni.clone(),
-    }
 }

@@ -3,8 +3,12 @@
 use std::sync::Arc;
 
 use mesh_config::{Meta, Object};
-use proto_networking::networking::{Gateway, Server, server::tls_options::TlSmode};
+use proto_networking::networking::{
+    Gateway, Server,
+    server::{TlsOptions, tls_options::TlSmode},
+};
 
+use super::ServerTls;
 use crate::{
     model::{Labels, Protocol, host},
     report::{Rejection, Rejector},
@@ -36,12 +40,29 @@ pub struct GatewayServer {
     pub name: Arc<str>,
     /// Protocol of the port.
     pub protocol: Protocol,
-    /// What kind of listener it needs.
-    pub class: ServerClass,
+    /// What it does with connections.
+    pub kind: ServerKind,
     /// Hosts, with the namespace whose VirtualServices may use them (`None`: any).
     pub hosts: Vec<(Option<Arc<str>>, Arc<str>)>,
     /// Plain HTTP is answered with a redirect to HTTPS.
     pub https_redirect: bool,
+}
+
+/// What a server does with connections.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ServerKind {
+    /// Routes plain HTTP.
+    Http,
+    /// Carries bytes.
+    Tcp,
+    /// Ends TLS and routes the HTTP inside.
+    Https(ServerTls),
+    /// Ends TLS and carries the bytes inside.
+    TlsTcp(ServerTls),
+    /// Passes TLS on by SNI, as VirtualServices say.
+    Passthrough,
+    /// Passes TLS on to the cluster that the SNI names.
+    AutoPassthrough,
 }
 
 /// Servers that share a port must be of one class.
@@ -49,11 +70,37 @@ pub struct GatewayServer {
 #[allow(missing_docs)]
 pub enum ServerClass {
     Http,
-    /// TLS that ends here.
-    TlsTerminated,
-    /// TLS that is passed on by SNI.
-    TlsPassthrough,
+    Tls,
     Tcp,
+}
+
+impl std::fmt::Display for ServerClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            ServerClass::Http => "plain HTTP",
+            ServerClass::Tls => "TLS",
+            ServerClass::Tcp => "TCP",
+        })
+    }
+}
+
+impl ServerKind {
+    /// Its class.
+    pub fn class(&self) -> ServerClass {
+        match self {
+            ServerKind::Http => ServerClass::Http,
+            ServerKind::Tcp => ServerClass::Tcp,
+            _ => ServerClass::Tls,
+        }
+    }
+
+    /// Settings of TLS that ends here.
+    pub fn tls(&self) -> Option<&ServerTls> {
+        match self {
+            ServerKind::Https(tls) | ServerKind::TlsTcp(tls) => Some(tls),
+            _ => None,
+        }
+    }
 }
 
 impl GatewayConfig {
@@ -111,46 +158,87 @@ fn server(
         return None;
     };
     let protocol = Protocol::parse(&port.protocol);
-    let mode = spec
-        .tls
-        .as_ref()
-        .and_then(|t| TlSmode::try_from(t.mode).ok());
-    let class = match (protocol, mode) {
-        (p, _) if p.is_http() => ServerClass::Http,
-        (p, Some(TlSmode::Passthrough | TlSmode::AutoPassthrough)) if p.is_tls() => {
-            ServerClass::TlsPassthrough
-        }
-        (p, Some(_)) if p.is_tls() => ServerClass::TlsTerminated,
-        (p, None) if p.is_tls() => {
-            rejector.reject(
-                format!("{path}.tls"),
-                "HTTPS and TLS servers need tls settings",
-                "the server is left out",
-            );
-            return None;
-        }
-        (p, _) if p.is_tcp() => ServerClass::Tcp,
-        _ => {
-            let reason = format!(
-                "{:?} is no protocol; accepted: HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS",
-                port.protocol
-            );
-            rejector.reject(
-                format!("{path}.port.protocol"),
-                reason,
-                "the server is left out",
-            );
-            return None;
-        }
-    };
+    let kind = kind(protocol, spec.tls.as_ref(), &port.protocol, path, rejector)?;
+    let hosts = hosts(&spec.hosts, path, namespace, rejector);
+    if hosts.is_empty() {
+        // Without hosts TLS would be ended for every name.
+        let reason = "no usable host; accepted: at least one, or *";
+        rejector.reject(format!("{path}.hosts"), reason, "the server is left out");
+        return None;
+    }
     Some(GatewayServer {
         port: port.number,
         name: port.name.as_str().into(),
         protocol,
-        class,
-        hosts: hosts(&spec.hosts, path, namespace, rejector),
+        kind,
+        hosts,
         https_redirect: spec.tls.as_ref().is_some_and(|t| t.https_redirect),
     })
+}
+
+fn kind(
+    protocol: Protocol,
+    tls: Option<&TlsOptions>,
+    text: &str,
+    path: &str,
+    rejector: &mut Rejector<'_>,
+) -> Option<ServerKind> {
+    let action = "the server is left out";
+    let path = |field: &str| format!("{path}.{field}");
+    if protocol.is_http() {
+        let ends = |t: &&TlsOptions| {
+            matches!(
+                t.mode(),
+                TlSmode::Simple | TlSmode::Mutual | TlSmode::IstioMutual
+            )
+        };
+        if let Some(tls) = tls.filter(ends) {
+            let reason = format!(
+                "{} cannot be had with protocol {text}; accepted: protocol HTTPS, or only httpsRedirect",
+                tls.mode().as_str_name()
+            );
+            // Served in plain text it would be open to those whom the settings mean to keep out.
+            rejector.reject(path("tls.mode"), reason, action);
+            return None;
+        }
+        return Some(ServerKind::Http);
+    }
+    if !protocol.is_tcp() {
+        let reason =
+            format!("{text:?} is no protocol; accepted: HTTP, HTTPS, GRPC, HTTP2, MONGO, TCP, TLS");
+        rejector.reject(path("port.protocol"), reason, action);
+        return None;
+    }
+    let Some(tls) = tls else {
+        if protocol.is_tls() {
+            rejector.reject(
+                path("tls"),
+                "HTTPS and TLS servers need tls settings",
+                action,
+            );
+            return None;
+        }
+        return Some(ServerKind::Tcp);
+    };
+    let Ok(mode) = TlSmode::try_from(tls.mode) else {
+        let reason = format!(
+            "{} is no mode; accepted: PASSTHROUGH, SIMPLE, MUTUAL, AUTO_PASSTHROUGH, ISTIO_MUTUAL",
+            tls.mode
+        );
+        rejector.reject(path("tls.mode"), reason, action);
+        return None;
+    };
+    match mode {
+        TlSmode::Passthrough => Some(ServerKind::Passthrough),
+        TlSmode::AutoPassthrough => Some(ServerKind::AutoPassthrough),
+        TlSmode::Simple | TlSmode::Mutual | TlSmode::IstioMutual => {
+            let tls = super::tls::server(tls, mode, &path("tls"), rejector)?;
+            Some(match protocol {
+                Protocol::Https => ServerKind::Https(tls),
+                _ => ServerKind::TlsTcp(tls),
+            })
+        }
+    }
 }
 
 fn hosts(

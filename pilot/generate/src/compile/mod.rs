@@ -9,17 +9,19 @@ mod header_changes;
 mod http_filters;
 mod route_action;
 mod route_match;
+mod tls;
 mod virtual_service;
 
 use std::{sync::Arc, time::Duration};
 
 pub(crate) use route_action::{default_retries, set_timeout};
+pub(crate) use tls::MAX_SNI;
 
 pub use destination_rule::{
-    DestinationRuleConfig, HashKey, Keepalive, LoadBalancer, Policy, Pool, SubsetConfig, Tls,
-    TlsPolicyMode,
+    DestinationRuleConfig, HashKey, Keepalive, LoadBalancer, Policy, Pool, SubsetConfig,
 };
-pub use gateway::{GatewayConfig, GatewayServer, ServerClass};
+pub use gateway::{GatewayConfig, GatewayServer, ServerClass, ServerKind};
+pub use tls::{Credentials, KeyPair, ServerTls, Tls, TlsPolicyMode, TlsVersion};
 pub use virtual_service::{
     Destination, HttpRoute, L4Match, L4Route, Mirror, TlsRoute, VirtualServiceConfig, Weighted,
 };

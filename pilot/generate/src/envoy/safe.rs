@@ -44,6 +44,17 @@ pub fn escaped_header_value(value: &str) -> String {
     value.replace('%', "%%")
 }
 
+/// The path of a certificate file. It stands in the name of a secret, where `~` separates two of them.
+pub fn certificate_file(path: &str) -> Result<(), String> {
+    let bad = |c: char| c == '~' || c.is_control();
+    if path.is_empty() || path.len() > 1024 || path.contains(bad) {
+        return Err(format!(
+            "{path:?} cannot be used; accepted: a path of up to 1024 bytes without ~ and control characters"
+        ));
+    }
+    Ok(())
+}
+
 fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text.len() <= 1024

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
     },
 };
 
-use super::{endpoint, tls};
+use super::{endpoint, sni_dnat, tls};
 use crate::{
     compile::{Keepalive, LoadBalancer, Policy, Pool},
     envoy::{
@@ -59,6 +59,10 @@ pub fn outbound_clusters(scope: &Scope, report: &mut Report) -> Vec<Cluster> {
     out.push(black_hole(scope.settings()));
     if scope.key().kind == ProxyKind::Sidecar {
         out.push(original_dst(names::PASSTHROUGH, scope.settings()));
+    }
+    if scope.key().sni_dnat {
+        let passing: Vec<Cluster> = out.iter().filter_map(sni_dnat::cluster).collect();
+        out.extend(passing);
     }
     out
 }
@@ -114,17 +118,6 @@ fn outbound_cluster(
         ..Default::default()
     };
     let gateway = scope.key().kind == ProxyKind::Router;
-    if !settings.options.certificate_files && policy.tls.as_ref().is_some_and(tls::needs_files) {
-        cluster.cluster_discovery_type = discovery(DiscoveryType::Static);
-        cluster.connect_timeout = envoy::duration(settings.connect_timeout);
-        let reason = "TLS with certificate files is not available to proxies yet";
-        report.event(
-            metric::TLS_UNAVAILABLE,
-            cluster.name.clone(),
-            format!("{reason}; requests get 503"),
-        );
-        return cluster;
-    }
     let keeps_destination = policy.lb == Some(LoadBalancer::Passthrough)
         || (service.resolution == Resolution::Passthrough && !gateway);
     if keeps_destination {
@@ -156,7 +149,7 @@ fn outbound_cluster(
     );
     outlier_detection(&mut cluster, &policy);
     locality_weights(&mut cluster, scope, &policy);
-    tls::client(&mut cluster, scope, service, port, subset, &policy);
+    cluster.transport_socket = tls::client(scope, service, port, subset, &policy, report);
     if let Some(rule) = rule {
         let meta = &rule.first.meta;
         cluster.metadata = Some(envoy::config_metadata(&format!(

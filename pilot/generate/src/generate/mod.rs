@@ -11,6 +11,7 @@ mod inbound;
 mod instance;
 mod listener;
 mod route;
+mod sni_dnat;
 mod tcp;
 mod tls;
 
@@ -27,6 +28,7 @@ pub use inbound::{inbound_clusters, inbound_listeners};
 pub use instance::{Instance, instances};
 pub use listener::{outbound_listeners, own_address_chain, takes_own_address_chain};
 pub use route::{route, route_names};
+pub use tls::secret;
 
 /// All clusters of a proxy: outbound, black hole, and for sidecars passthrough and the inbound ones. Names are unique.
 pub fn clusters(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Cluster> {

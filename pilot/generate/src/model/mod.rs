@@ -1,6 +1,7 @@
 //! The vocabulary: services, endpoints, workloads, proxies. Plain immutable values; registries write them, snapshots
 //! index them, generators read them.
 
+mod certificates;
 mod endpoint;
 pub mod host;
 mod protocol;
@@ -8,6 +9,7 @@ mod proxy;
 mod service;
 mod workload;
 
+pub use certificates::{CertificateFiles, CertificateSources};
 pub use endpoint::{Endpoint, EndpointAddress, EndpointMap, Locality, ServiceEndpoints, TlsMode};
 pub use protocol::Protocol;
 pub use proxy::{InterceptionMode, NodeError, Proxy, ProxyKind, RouterMode, Version};

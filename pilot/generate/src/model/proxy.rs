@@ -9,7 +9,7 @@ use envoy_types::pb::{
     google::protobuf::{Struct, Value, value::Kind},
 };
 
-use super::{ContainerPort, Labels, Locality};
+use super::{CertificateSources, ContainerPort, Labels, Locality};
 
 /// Sidecar of a workload, or a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,8 +129,8 @@ pub struct Proxy {
     pub http10: bool,
     /// Idle timeout of connections, if the proxy asks for one.
     pub idle_timeout: Option<Duration>,
-    /// Secrets of user certificates come by SDS (gateways).
-    pub user_sds: bool,
+    /// Where its certificates come from.
+    pub certificates: Arc<CertificateSources>,
     /// All metadata, for EnvoyFilter's `proxy.metadata` match.
     pub metadata: Arc<std::collections::BTreeMap<String, String>>,
 }
@@ -204,7 +204,7 @@ impl Proxy {
             pod_ports: meta.pod_ports(),
             http10: meta.text("HTTP10").as_deref() == Some("1"),
             idle_timeout: meta.text("IDLE_TIMEOUT").and_then(|t| duration(&t)),
-            user_sds: matches!(meta.text("USER_SDS").as_deref(), Some("true" | "1")),
+            certificates: Arc::new(CertificateSources::of(|key| meta.text(key))),
             metadata: Arc::new(meta.flat()),
         })
     }

@@ -4,14 +4,14 @@
 //! at all for parts that are the same `Arc`. Answers err on the safe side: "touched" means "may differ, generate and
 //! compare"; "not touched" means "the same bytes".
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ahash::{AHashMap, AHashSet};
 
 use super::{Scope, Snapshot};
 use crate::{
     compile::{DestinationRuleConfig, LoadBalancer, VirtualServiceConfig},
-    model::{EndpointMap, Proxy, Service, ServiceKey, host, selects},
+    model::{EndpointMap, Proxy, Service, ServiceEndpoints, ServiceKey, host, selects},
     names,
 };
 
@@ -38,8 +38,8 @@ pub struct ChangeSet {
     hashing_rules: bool,
     gateways: bool,
     headless_endpoints: bool,
-    /// Clusters name the service accounts of their endpoints.
-    accounts: bool,
+    /// Hosts whose endpoints run as other service accounts than before, where clusters name these.
+    accounts: AHashSet<Arc<str>>,
     workloads: AHashSet<IpAddr>,
     /// Addresses whose locality config changed, where that matters.
     places: AHashSet<IpAddr>,
@@ -61,15 +61,12 @@ impl ChangeSet {
         {
             return ChangeSet::everything();
         }
-        let accounts = new.settings.options.certificate_files;
-        let mut set = ChangeSet {
-            accounts,
-            ..ChangeSet::default()
-        };
+        let mut set = ChangeSet::default();
         set.compare_services(old, new);
         set.compare_config(old, new);
-        set.compare_endpoints(&old.inputs.endpoints, &new.inputs.endpoints);
-        set.compare_endpoints(&old.external, &new.external);
+        let accounts = old.config.names_accounts && new.config.names_accounts;
+        set.compare_endpoints(&old.inputs.endpoints, &new.inputs.endpoints, accounts);
+        set.compare_endpoints(&old.external, &new.external, accounts);
         set.headless_endpoints = set.endpoints.iter().any(|host| {
             new.services
                 .by_host(host)
@@ -140,9 +137,17 @@ impl ChangeSet {
         self.gateways = !difference(&old.gateways, &new.gateways).is_empty();
     }
 
-    fn compare_endpoints(&mut self, old: &Arc<EndpointMap>, new: &Arc<EndpointMap>) {
+    fn compare_endpoints(
+        &mut self,
+        old: &Arc<EndpointMap>,
+        new: &Arc<EndpointMap>,
+        accounts: bool,
+    ) {
         if Arc::ptr_eq(old, new) {
             return;
+        }
+        if accounts {
+            self.compare_accounts(old, new);
         }
         let note = |key: &ServiceKey| key.hostname.clone();
         let changed = new
@@ -152,6 +157,17 @@ impl ChangeSet {
         self.endpoints.extend(changed);
         self.endpoints
             .extend(old.keys().filter(|k| !new.contains_key(*k)).map(note));
+    }
+
+    fn compare_accounts(&mut self, old: &EndpointMap, new: &EndpointMap) {
+        let differs = |key: &ServiceKey| match (old.get(key), new.get(key)) {
+            (Some(a), Some(b)) => !Arc::ptr_eq(a, b) && accounts_of(a) != accounts_of(b),
+            (Some(one), None) | (None, Some(one)) => !accounts_of(one).is_empty(),
+            (None, None) => false,
+        };
+        let keys = new.keys().chain(old.keys());
+        let changed = keys.filter(|k| differs(k)).map(|k| k.hostname.clone());
+        self.accounts.extend(changed);
     }
 
     /// Whether nothing changed.
@@ -174,7 +190,7 @@ impl ChangeSet {
             && self.rules.is_empty()
             && !self.gateways
             && !self.headless_endpoints
-            && (!self.accounts || self.endpoints.is_empty())
+            && self.accounts.is_empty()
     }
 
     /// Which types can be touched.
@@ -193,9 +209,7 @@ impl ChangeSet {
             .iter()
             .any(|v| !v.tcp.is_empty() || !v.tls.is_empty());
         Affected {
-            clusters: services
-                || !self.rules.is_empty()
-                || (self.accounts && !self.endpoints.is_empty()),
+            clusters: services || !self.rules.is_empty() || !self.accounts.is_empty(),
             endpoints: services || !self.rules.is_empty() || !self.endpoints.is_empty(),
             listeners: services || l4 || self.gateways || self.headless_endpoints,
             routes: services
@@ -289,6 +303,12 @@ fn difference<T>(old: &[Arc<T>], new: &[Arc<T>]) -> Vec<Arc<T>> {
     let added = new.iter().filter(|x| !before.contains(&identity(x)));
     let removed = old.iter().filter(|x| !after.contains(&identity(x)));
     added.chain(removed).cloned().collect()
+}
+
+/// Service accounts that endpoints run as.
+fn accounts_of(set: &ServiceEndpoints) -> BTreeSet<&str> {
+    let accounts = set.endpoints.iter().map(|e| &*e.service_account);
+    accounts.filter(|a| !a.is_empty()).collect()
 }
 
 /// Whether some policy of a rule balances by hash: then routes say what to hash.

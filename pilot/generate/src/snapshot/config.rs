@@ -24,6 +24,8 @@ pub struct ConfigIndex {
     pub gateways: Vec<Arc<GatewayConfig>>,
     /// Label keys that some VirtualService asks of its clients: only these tell scopes apart.
     pub source_label_keys: Vec<String>,
+    /// Some rule asks for mesh mTLS: then clusters name the service accounts of their endpoints.
+    pub(super) names_accounts: bool,
     pub(super) destination_rules: Vec<Arc<DestinationRuleConfig>>,
     pub(super) service_entries: Vec<Arc<Converted>>,
     pub(super) report: Report,
@@ -99,6 +101,7 @@ impl ConfigIndex {
             rules,
             gateways,
             source_label_keys,
+            names_accounts: destination_rules.iter().any(|r| r.uses_mesh_tls()),
             destination_rules,
             service_entries,
             report,

@@ -11,7 +11,8 @@ use super::{MergedRule, Settings, Snapshot, Vantage};
 use crate::{
     compile::{Destination, GatewayConfig, VirtualServiceConfig},
     model::{
-        InterceptionMode, Labels, Proxy, ProxyKind, Service, ServicePort, Visibility, host, selects,
+        CertificateSources, InterceptionMode, Labels, Proxy, ProxyKind, RouterMode, Service,
+        ServicePort, Visibility, host, selects,
     },
     names,
 };
@@ -41,6 +42,10 @@ pub struct ScopeKey {
     pub network_view: Vec<Arc<str>>,
     /// Whether the workload has IPv4 addresses (else the wildcard address is `::`).
     pub ipv4: bool,
+    /// Where its certificates come from.
+    pub certificates: Arc<CertificateSources>,
+    /// A router that passes TLS on to the cluster that the SNI names.
+    pub sni_dnat: bool,
 }
 
 impl ScopeKey {
@@ -80,6 +85,8 @@ impl ScopeKey {
             },
             network_view: network_view(proxy),
             ipv4: proxy.ipv4(),
+            certificates: proxy.certificates.clone(),
+            sni_dnat: proxy.kind == ProxyKind::Router && proxy.router_mode == RouterMode::SniDnat,
         }
     }
 }

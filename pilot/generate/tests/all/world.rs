@@ -239,12 +239,81 @@ fn policy(rng: &mut StdRng) -> String {
     }
     if rng.random_bool(0.2) {
         parts.push(format!(
-            "tls: {{mode: {}, sni: \"{}\"}}",
+            "tls: {{mode: {}, sni: \"{}\", clientCertificate: \"{}\", privateKey: \"{}\", caCertificates: \"{}\", subjectAltNames: [\"{}\"]}}",
             one(rng, &["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"]),
-            one(rng, &["", "x"])
+            one(rng, &["", "x"]),
+            one(rng, &PATHS),
+            one(rng, &PATHS),
+            one(rng, &PATHS),
+            one(rng, &["", "a.com", "spiffe://x/y"])
         ));
     }
     format!("{{{}}}", parts.join(", "))
+}
+
+/// Files that do not exist, and some that cannot.
+const PATHS: [&str; 5] = ["", "/etc/a.pem", "/etc/b.pem", "/etc/a~b", "relative"];
+
+fn server_tls(rng: &mut StdRng) -> String {
+    if rng.random_bool(0.3) {
+        return one(
+            rng,
+            &[
+                "",
+                ", tls: {mode: PASSTHROUGH}",
+                ", tls: {httpsRedirect: true}",
+            ],
+        )
+        .to_owned();
+    }
+    format!(
+        ", tls: {{mode: {}, serverCertificate: \"{}\", privateKey: \"{}\", caCertificates: \"{}\", credentialName: \"{}\", subjectAltNames: [\"{}\"], minProtocolVersion: {}, maxProtocolVersion: {}, cipherSuites: [{}], verifyCertificateSpki: [{}], verifyCertificateHash: [{}]}}",
+        one(
+            rng,
+            &[
+                "SIMPLE",
+                "MUTUAL",
+                "ISTIO_MUTUAL",
+                "AUTO_PASSTHROUGH",
+                "PASSTHROUGH"
+            ]
+        ),
+        one(rng, &PATHS),
+        one(rng, &PATHS),
+        one(rng, &PATHS),
+        one(rng, &["", "web", "Bad/Name", "file-root:/x"]),
+        one(rng, &["", "a.com", "10.0.0.1", "a@b.c"]),
+        one(rng, &["TLS_AUTO", "TLSV1_0", "TLSV1_3"]),
+        one(rng, &["TLS_AUTO", "TLSV1_1", "TLSV1_2"]),
+        one(
+            rng,
+            &[
+                "",
+                "AES128-SHA",
+                "nonsense",
+                "nonsense, ECDHE-RSA-AES128-GCM-SHA256",
+                "\"[AES128-SHA|x]\""
+            ]
+        ),
+        one(
+            rng,
+            &[
+                "",
+                "",
+                "nonsense",
+                "NvqYIYSbgK2vCJpQhObf77vv+bQWtc5ek5RIOwPiC9A="
+            ]
+        ),
+        one(
+            rng,
+            &[
+                "",
+                "",
+                "zz",
+                "abababababababababababababababababababababababababababababababab"
+            ]
+        )
+    )
 }
 
 /// A world of services, entries, rules and gateways, none of which anybody checked.
@@ -403,20 +472,13 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
     for i in 0..rng.random_range(0..3) {
         let server = |rng: &mut StdRng| {
             format!(
-                "{{port: {{number: {}, name: p, protocol: {}}}, hosts: [\"{}\", \"{}\"]{}}}",
+                "{{port: {{number: {}, name: {}, protocol: {}}}, hosts: [\"{}\", \"{}\"]{}}}",
                 one(rng, &["80", "443", "9080", "15090", "0"]),
+                one(rng, &["p", "q", "r"]),
                 one(rng, &["HTTP", "HTTPS", "TCP", "TLS", "GRPC", "x"]),
                 one(rng, &HOSTS),
                 one(rng, &["*", "shop/*", "./a.shop", "*.com"]),
-                one(
-                    rng,
-                    &[
-                        "",
-                        ", tls: {mode: PASSTHROUGH}",
-                        ", tls: {httpsRedirect: true}",
-                        ", tls: {mode: SIMPLE}"
-                    ]
-                )
+                server_tls(rng)
             )
         };
         let spec = format!(
@@ -464,10 +526,20 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
     );
     let _ = write!(
         out,
-        "kind: Proxy\nnode:\n  id: {kind}~10.0.0.9~a-0.shop~shop.svc.cluster.local\n  locality: {{region: eu}}\n  metadata: {{LABELS: {{app: a}}, NETWORK: near, REQUESTED_NETWORK_VIEW: \"{}\"}}\n---\nkind: MeshConfig\nspec: {{outboundTrafficPolicy: {{mode: {}}}, proxyHttpPort: {}{locality}}}\n",
+        "kind: Proxy\nnode:\n  id: {kind}~10.0.0.9~a-0.shop~shop.svc.cluster.local\n  locality: {{region: eu}}\n  metadata: {{LABELS: {{app: a}}, NETWORK: near, REQUESTED_NETWORK_VIEW: \"{}\", {}}}\n---\nkind: MeshConfig\nspec: {{outboundTrafficPolicy: {{mode: {}}}, proxyHttpPort: {}, sdsUdsPath: \"{}\"{locality}}}\n",
         one(rng, &["", "near,far"]),
+        one(
+            rng,
+            &[
+                "A: b",
+                "AGENT_SDS: \"1\"",
+                "AGENT_SDS: \"1\", USER_SDS: \"true\"",
+                "USER_SDS: \"1\", ROUTER_MODE: sni-dnat"
+            ]
+        ),
         one(rng, &["ALLOW_ANY", "REGISTRY_ONLY"]),
-        one(rng, &["0", "15002"])
+        one(rng, &["0", "15002"]),
+        one(rng, &["", "", "unix:/var/run/sds/uds_path"])
     );
     out
 }
