@@ -312,6 +312,15 @@ pub struct ProxyArgs {
         default_value_t = 15090
     )]
     pub prometheus_port: u16,
+    /// Socket on which secrets are served to Envoy. Absent: /var/run/ingress_gateway/sds for gateways with USER_SDS, else
+    /// `sds` in the directory of the bootstrap.
+    #[arg(
+        long = "sdsSocket",
+        env = "PILOT_AGENT_SDS_SOCKET",
+        default_value = "",
+        value_name = "PATH"
+    )]
+    pub sds_socket: String,
     /// Subscribe to Pilot by delta xDS, so that only what changed travels, instead of state of the world.
     #[arg(long = "deltaXds", env = "ISTIO_DELTA_XDS", default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set)]
     pub delta_xds: bool,

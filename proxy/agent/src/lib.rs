@@ -6,6 +6,7 @@
 //! | who this proxy is: addresses, node ID, domain, metadata | [`identity`], [`metadata`] |
 //! | Envoy's v3 bootstrap, written to `CONFIGPATH/envoy-rev<epoch>.json` | [`bootstrap`] |
 //! | Envoy's life: start, exit rule, drain | [`supervise`] |
+//! | secrets for Envoy over a Unix socket | [`sds`] |
 //! | `/healthz/ready`, `/app-health`, `/quitquitquit` on 15020 | [`status`] |
 //!
 //! Who writes: the injector (flags, environment). Who reads: Envoy (bootstrap), the kubelet (readiness), Pilot (node ID
@@ -20,6 +21,7 @@ pub mod duration;
 pub mod identity;
 pub mod metadata;
 pub mod outputs;
+pub mod sds;
 pub mod status;
 pub mod supervise;
 

@@ -24,11 +24,11 @@ pub struct MetadataError {
     pub reason: String,
 }
 
-/// Collects the metadata; what cannot be used is returned beside it and costs nothing else.
+/// Collects the metadata, with these `flags` set; what cannot be used is returned beside it and costs nothing else.
 pub fn collect(
     environment: &Environment,
     identity: &Identity,
-    sds: bool,
+    flags: &[&str],
 ) -> (Map<String, Value>, Vec<MetadataError>) {
     let (mut metadata, mut errors) = (Map::new(), Vec::new());
     for (variable, value) in environment {
@@ -74,9 +74,8 @@ pub fn collect(
     let addresses: Vec<String> = identity.addresses.iter().map(IpAddr::to_string).collect();
     metadata.insert("INSTANCE_IPS".into(), addresses.join(",").into());
     metadata.insert("EXCHANGE_KEYS".into(), EXCHANGE_KEYS.into());
-    if sds {
-        metadata.insert("SDS".into(), "1".into());
-        metadata.insert("TRUSTJWT".into(), "1".into());
+    for flag in flags {
+        metadata.insert((*flag).into(), "1".into());
     }
     (metadata, errors)
 }
@@ -138,7 +137,7 @@ mod tests {
             ),
             ("PATH", "/bin"),
         ]);
-        let (metadata, errors) = collect(&environment, &identity(), false);
+        let (metadata, errors) = collect(&environment, &identity(), &[]);
         assert_eq!(errors, []);
         let mut got = Value::Object(metadata.clone());
         got.as_object_mut().unwrap().remove("EXCHANGE_KEYS");
@@ -162,7 +161,7 @@ mod tests {
     #[test]
     fn a_bad_variable_costs_only_itself() {
         let environment = environment(&[("ISTIO_METAJSON_LABELS", "{app"), ("ISTIO_META_X", "1")]);
-        let (metadata, errors) = collect(&environment, &identity(), true);
+        let (metadata, errors) = collect(&environment, &identity(), &["SDS"]);
         assert_eq!(metadata["X"], json!("1"));
         assert_eq!(metadata["SDS"], json!("1"));
         assert!(

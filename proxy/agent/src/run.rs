@@ -19,7 +19,7 @@ use crate::{
     bootstrap::{self, Certificates, Inputs, RemoteService, Source},
     certificates,
     identity::{self, Identity},
-    metadata,
+    metadata, sds,
     status::{self, app_health::AppHealth, ready::Readiness},
     supervise::{self, End, Envoy},
 };
@@ -151,13 +151,21 @@ async fn prepare(args: &ProxyArgs, environment: &Environment) -> anyhow::Result<
         discovery = args.discovery_address,
         "proxy"
     );
+    // Also for a bootstrap of the user's own, which may have a cluster for it.
+    let secrets = serve_secrets(args, environment).await;
     let istio_bootstrap = environment.get("ISTIO_BOOTSTRAP").map(String::as_str);
     let bootstrap = match bootstrap::source(args, istio_bootstrap)? {
         Source::File(path) => Bootstrap::File(path),
         Source::BuiltIn => {
             let certificates = certificates::choose(args, environment).await;
-            let is_sds = matches!(certificates, Certificates::Sds(_));
-            let (metadata, errors) = metadata::collect(environment, &identity, is_sds);
+            let mut flags = Vec::new();
+            if matches!(certificates, Certificates::Sds(_)) {
+                flags.extend(["SDS", "TRUSTJWT"]);
+            }
+            if secrets.is_some() {
+                flags.push("AGENT_SDS");
+            }
+            let (metadata, errors) = metadata::collect(environment, &identity, &flags);
             for error in errors {
                 tracing::warn!("{error}");
             }
@@ -176,6 +184,7 @@ async fn prepare(args: &ProxyArgs, environment: &Environment) -> anyhow::Result<
                     "--envoyAccessLogService",
                     &args.envoy_access_log_service,
                 )?,
+                secrets,
             })?)
         }
     };
@@ -183,6 +192,20 @@ async fn prepare(args: &ProxyArgs, environment: &Environment) -> anyhow::Result<
         identity,
         bootstrap,
     })
+}
+
+/// Serves secrets; where that cannot be, Pilot lets Envoy read certificate files by itself.
+async fn serve_secrets(args: &ProxyArgs, environment: &Environment) -> Option<PathBuf> {
+    match sds::start(args, environment).await {
+        Ok(()) => Some(sds::socket(args, environment)),
+        Err(error) => {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "no secret discovery for Envoy"
+            );
+            None
+        }
+    }
 }
 
 /// Envoy takes an IP address only; a name that cannot be resolved costs the sink, not the proxy.

@@ -21,6 +21,17 @@ pub fn all(inputs: &Inputs<'_>) -> Result<Vec<Value>, AddressError> {
         }),
         xds(inputs)?,
     ];
+    if let Some(socket) = &inputs.secrets {
+        clusters.push(json!({
+            "name": "sds-grpc",
+            "type": "STATIC",
+            "connect_timeout": "1s",
+            "typed_extension_protocol_options": http2(false),
+            "load_assignment": {"cluster_name": "sds-grpc", "endpoints": [{"lb_endpoints": [
+                {"endpoint": {"address": {"pipe": {"path": socket}}}},
+            ]}]},
+        }));
+    }
     // One tracer, in Istio's order of preference. Its provider is configured by Pilot, in the connection manager.
     let tracers = [
         ("lightstep", "--lightstepAddress", &args.lightstep_address),

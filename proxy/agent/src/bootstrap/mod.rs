@@ -65,6 +65,8 @@ pub struct Inputs<'a> {
     pub metrics_service: Option<RemoteService>,
     /// Access log service.
     pub access_log_service: Option<RemoteService>,
+    /// Where the agent serves secrets.
+    pub secrets: Option<PathBuf>,
 }
 
 /// An address that is not HOST:PORT.

@@ -26,10 +26,12 @@ fn render(text: &str) -> serde_json::Value {
     let mut lines = text.lines();
     let args = args(lines.next().unwrap());
     let mut environment = Environment::new();
-    let (mut certificates, mut statsd) = (Certificates::Files, None);
+    let (mut certificates, mut statsd, mut secrets) = (Certificates::Files, None, None);
     for line in lines {
         if let Some(socket) = line.strip_prefix("@sds ") {
             certificates = Certificates::Sds(socket.to_owned());
+        } else if let Some(socket) = line.strip_prefix("@secrets ") {
+            secrets = Some(socket.into());
         } else if let Some(address) = line.strip_prefix("@statsd ") {
             let (ip, port) = address.split_once(' ').unwrap();
             statsd = Some((ip.parse().unwrap(), port.parse().unwrap()));
@@ -40,8 +42,12 @@ fn render(text: &str) -> serde_json::Value {
     }
     let given = Some(environment["INSTANCE_IP"].parse().unwrap());
     let identity = Identity::new(&args, &environment, given, &[]);
-    let is_sds = matches!(certificates, Certificates::Sds(_));
-    let (metadata, errors) = metadata::collect(&environment, &identity, is_sds);
+    let flags: &[&str] = match (&certificates, &secrets) {
+        (Certificates::Sds(_), _) => &["SDS", "TRUSTJWT"],
+        (Certificates::Files, Some(_)) => &["AGENT_SDS"],
+        (Certificates::Files, None) => &[],
+    };
+    let (metadata, errors) = metadata::collect(&environment, &identity, flags);
     assert_eq!(errors, []);
     let parse = RemoteService::parse;
     bootstrap::render(&Inputs {
@@ -54,6 +60,7 @@ fn render(text: &str) -> serde_json::Value {
         metrics_service: parse("--envoyMetricsService", &args.envoy_metrics_service).unwrap(),
         access_log_service: parse("--envoyAccessLogService", &args.envoy_access_log_service)
             .unwrap(),
+        secrets,
     })
     .unwrap()
 }
