@@ -384,18 +384,10 @@ mod tests {
 
         /// Waits until the status says so; for changes that lead to no update.
         async fn until(&self, condition: impl Fn(&Status) -> bool) -> Status {
-            let wait = async {
-                loop {
-                    let status = self.source.status();
-                    if condition(&status) {
-                        return status;
-                    }
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(30), wait)
-                .await
-                .unwrap()
+            let mut status = self.source.publisher.follow_status();
+            let reached = status.wait_for(condition);
+            let reached = tokio::time::timeout(Duration::from_secs(30), reached).await;
+            reached.unwrap().unwrap().clone()
         }
     }
 

@@ -15,7 +15,6 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use mesh_config::mesh::{MeshNetworks, networks_from_yaml};
 use mesh_config::{ConfigError, MeshConfig};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -90,14 +89,14 @@ pub type NetworksSource = SettingsSource<MeshNetworks>;
 #[derive(Debug)]
 pub struct SettingsSource<T> {
     sender: watch::Sender<Arc<T>>,
-    status: Mutex<MeshStatus>,
+    status: watch::Sender<MeshStatus>,
 }
 
 impl<T: Settings> Default for SettingsSource<T> {
     fn default() -> Self {
         Self {
             sender: watch::Sender::new(Arc::default()),
-            status: Mutex::default(),
+            status: watch::Sender::default(),
         }
     }
 }
@@ -115,7 +114,7 @@ impl<T: Settings> SettingsSource<T> {
 
     /// How it goes.
     pub fn status(&self) -> MeshStatus {
-        self.status.lock().clone()
+        self.status.borrow().clone()
     }
 
     /// Reads and publishes until `shutdown`. Run once.
@@ -210,15 +209,15 @@ impl<T: Settings> SettingsSource<T> {
             Err(errors) => {
                 let reasons: Vec<String> = errors.iter().map(ToString::to_string).collect();
                 // Known, if wrong: waiting for better would keep the mesh down.
-                self.status.lock().synced = true;
+                self.status.send_modify(|status| status.synced = true);
                 self.fail(reasons.join(" | "));
                 return;
             }
         };
-        let mut status = self.status.lock();
-        status.synced = true;
-        status.error = None;
-        drop(status);
+        self.status.send_replace(MeshStatus {
+            synced: true,
+            error: None,
+        });
         self.sender.send_if_modified(|current| {
             let changed = **current != settings;
             if changed {
@@ -230,11 +229,12 @@ impl<T: Settings> SettingsSource<T> {
     }
 
     fn fail(&self, error: String) {
-        let mut status = self.status.lock();
-        if status.error.as_ref() != Some(&error) {
-            tracing::warn!(%error, "{} are not as written; those in use stay", T::NAME);
-        }
-        status.error = Some(error);
+        self.status.send_modify(|status| {
+            if status.error.as_ref() != Some(&error) {
+                tracing::warn!(%error, "{} are not as written; those in use stay", T::NAME);
+            }
+            status.error = Some(error);
+        });
     }
 }
 
@@ -265,14 +265,8 @@ mod tests {
         );
 
         std::fs::write(&path, "trustDomain: two\nconnectTimout: 1s\n").unwrap();
-        let wait = async {
-            while source.status().error.is_none() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), wait)
-            .await
-            .unwrap();
+        let mut status = source.status.subscribe();
+        status.wait_for(|s| s.error.is_some()).await.unwrap();
         assert!(source.status().error.unwrap().contains("connectTimout"));
         assert_eq!(mesh.borrow().trust_domain, "one");
 

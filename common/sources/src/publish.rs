@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use mesh_config::{ChangeSet, ConfigError, ConfigKind, Configs, ObjectKey, Store, TypedObject};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// Change sets kept for readers that fall behind.
@@ -175,14 +174,14 @@ impl Subscription {
 #[derive(Debug)]
 pub(crate) struct Publisher {
     sender: watch::Sender<Arc<State>>,
-    status: Mutex<Status>,
+    status: watch::Sender<Status>,
 }
 
 impl Publisher {
     pub(crate) fn new() -> Self {
         Self {
             sender: watch::Sender::new(Arc::default()),
-            status: Mutex::default(),
+            status: watch::Sender::default(),
         }
     }
 
@@ -194,11 +193,17 @@ impl Publisher {
     }
 
     pub(crate) fn status(&self) -> Status {
-        self.status.lock().clone()
+        self.status.borrow().clone()
+    }
+
+    /// Follows [`Publisher::status`].
+    #[cfg(test)]
+    pub(crate) fn follow_status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
     }
 
     pub(crate) fn update_status(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.status.lock());
+        self.status.send_modify(change);
     }
 
     pub(crate) fn is_synced(&self) -> bool {
@@ -240,13 +245,9 @@ impl Publisher {
     ) {
         match read {
             Ok(object) => {
-                if self
-                    .status
-                    .lock()
-                    .rejected
-                    .remove(&key.to_string())
-                    .is_some()
-                {
+                let mended =
+                    |status: &mut Status| status.rejected.remove(&key.to_string()).is_some();
+                if self.status.send_if_modified(mended) {
                     tracing::info!(object = %key, "config object is valid again");
                 }
                 store.apply(object);
@@ -257,40 +258,37 @@ impl Publisher {
 
     /// Notes that something is not used as written.
     pub(crate) fn reject(&self, what: String, errors: Vec<ConfigError>, previous_in_use: bool) {
-        let mut status = self.status.lock();
-        // The same rejection again, as after a relist, is no news.
-        if status
-            .rejected
-            .get(&what)
-            .is_some_and(|r| r.errors == errors)
-        {
-            return;
-        }
-        status.rejections += 1;
-        let reasons = errors
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(" | ");
-        let meanwhile = if previous_in_use {
-            "its last good version stays in use"
-        } else {
-            "it is left out"
-        };
-        tracing::warn!(object = %what, %reasons, meanwhile, "config object rejected");
-        status.rejected.insert(
-            what,
-            Rejected {
+        self.status.send_if_modified(|status| {
+            let known = status.rejected.get(&what);
+            // The same rejection again, as after a relist, is no news.
+            if known.is_some_and(|rejected| rejected.errors == errors) {
+                return false;
+            }
+            status.rejections += 1;
+            let reasons = errors
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" | ");
+            let meanwhile = if previous_in_use {
+                "its last good version stays in use"
+            } else {
+                "it is left out"
+            };
+            tracing::warn!(object = %what, %reasons, meanwhile, "config object rejected");
+            let rejected = Rejected {
                 errors,
                 previous_in_use,
                 since: Timestamp::now(),
-            },
-        );
+            };
+            status.rejected.insert(what, rejected);
+            true
+        });
     }
 
     /// Forgets rejections that no longer hold.
     pub(crate) fn retain_rejected(&self, keep: impl Fn(&str) -> bool) {
-        self.status.lock().rejected.retain(|what, _| keep(what));
+        self.update_status(|status| status.rejected.retain(|what, _| keep(what)));
     }
 }
 
