@@ -161,7 +161,7 @@ macro_rules! kinds {
 
         /// All config of the mesh at one moment: one list per kind, immutable once published.
         ///
-        /// Lists sort by creation time, then namespace, then name, so that "the oldest wins" is "the first wins".
+        /// Lists sort by creation time, then by `NAME.NAMESPACE`, so that "the oldest wins" is "the first wins".
         /// Built by [`Store`](crate::Store); objects are shared between snapshots.
         #[derive(Debug, Clone, Default, PartialEq)]
         pub struct Configs {
@@ -187,7 +187,7 @@ macro_rules! kinds {
                         self.$field = objects
                             .filter_map(|o| match o { TypedObject::$kind(o) => Some(o), _ => None })
                             .collect();
-                        self.$field.sort_by(|a, b| a.meta.sort_key().cmp(&b.meta.sort_key()));
+                        self.$field.sort_by(|a, b| a.meta.age_order(&b.meta));
                     } )*
                 }
             }

@@ -1,5 +1,6 @@
 //! Metadata of a config object, and the object itself.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -56,8 +57,14 @@ impl Meta {
         }
     }
 
-    pub(crate) fn sort_key(&self) -> (Timestamp, &str, &str) {
-        (self.creation_timestamp, &self.namespace, &self.name)
+    /// The older first; of the same age by the text `NAME.NAMESPACE`.
+    pub(crate) fn age_order(&self, other: &Self) -> Ordering {
+        fn text(meta: &Meta) -> impl Iterator<Item = u8> {
+            let (name, namespace) = (meta.name.bytes(), meta.namespace.bytes());
+            name.chain([b'.']).chain(namespace)
+        }
+        let by_age = self.creation_timestamp.cmp(&other.creation_timestamp);
+        by_age.then_with(|| text(self).cmp(text(other)))
     }
 
     /// Whether a change from `other` to this can matter to generated config: not the bookkeeping of the API server.

@@ -74,7 +74,10 @@ impl Policy {
     /// Lays `over` on top, component by component.
     pub fn overlaid(&self, over: &Policy) -> Policy {
         Policy {
-            pool: over.pool.or(self.pool),
+            pool: match (self.pool, over.pool) {
+                (Some(under), Some(over)) => Some(over.over(under)),
+                (under, over) => over.or(under),
+            },
             outlier: over.outlier.clone().or_else(|| self.outlier.clone()),
             lb: over.lb.clone().or_else(|| self.lb.clone()),
             tls: over.tls.clone().or_else(|| self.tls.clone()),
@@ -97,6 +100,24 @@ pub struct Pool {
     pub idle_timeout: Option<Duration>,
 }
 
+impl Pool {
+    /// This pool over another: its limits alone count, what else it leaves out stays.
+    fn over(self, under: Pool) -> Pool {
+        Pool {
+            connect_timeout: self.connect_timeout.or(under.connect_timeout),
+            keepalive: match (self.keepalive, under.keepalive) {
+                (Some(over), Some(under)) => Some(over.over(under)),
+                (over, under) => over.or(under),
+            },
+            max_requests_per_connection: self
+                .max_requests_per_connection
+                .or(under.max_requests_per_connection),
+            idle_timeout: self.idle_timeout.or(under.idle_timeout),
+            ..self
+        }
+    }
+}
+
 /// TCP keepalive; absent parts take the system's defaults.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[allow(missing_docs)]
@@ -107,6 +128,15 @@ pub struct Keepalive {
 }
 
 impl Keepalive {
+    /// This setting, completed by another.
+    pub fn over(self, under: Keepalive) -> Keepalive {
+        Keepalive {
+            probes: self.probes.or(under.probes),
+            time: self.time.or(under.time),
+            interval: self.interval.or(under.interval),
+        }
+    }
+
     /// Reads the setting; seconds are whole.
     pub fn of(spec: &TcpKeepalive) -> Keepalive {
         let seconds = |d: &Option<proto_networking::Duration>| {
@@ -279,7 +309,7 @@ fn components(
     Policy {
         pool: pool.map(|p| self::pool(p, &format!("{path}.connectionPool"), rejector)),
         outlier: outlier.map(|o| self::outlier(o, &format!("{path}.outlierDetection"), rejector)),
-        lb: lb.and_then(|l| load_balancer(l, &format!("{path}.loadBalancer"), rejector)),
+        lb: lb.map(|l| load_balancer(l, &format!("{path}.loadBalancer"), rejector)),
         tls: tls.map(|t| tls::client(t, &format!("{path}.tls"), rejector)),
         ports: BTreeMap::new(),
     }
@@ -395,17 +425,19 @@ fn load_balancer(
     spec: &LoadBalancerSettings,
     path: &str,
     rejector: &mut Rejector<'_>,
-) -> Option<LoadBalancer> {
-    let hash = match spec.lb_policy.as_ref()? {
-        LbPolicy::Simple(simple) => {
-            return Some(match SimpleLb::try_from(*simple) {
+) -> LoadBalancer {
+    let hash = match spec.lb_policy.as_ref() {
+        // An empty setting is one: it takes the place of an enclosing policy's.
+        None => return LoadBalancer::RoundRobin,
+        Some(LbPolicy::Simple(simple)) => {
+            return match SimpleLb::try_from(*simple) {
                 Ok(SimpleLb::LeastConn) => LoadBalancer::LeastRequest,
                 Ok(SimpleLb::Random) => LoadBalancer::Random,
                 Ok(SimpleLb::Passthrough) => LoadBalancer::Passthrough,
                 Ok(SimpleLb::RoundRobin) | Err(_) => LoadBalancer::RoundRobin,
-            });
+            };
         }
-        LbPolicy::ConsistentHash(hash) => hash,
+        Some(LbPolicy::ConsistentHash(hash)) => hash,
     };
     let path = format!("{path}.consistentHash");
     let minimum_ring_size = match hash.minimum_ring_size {
@@ -457,8 +489,8 @@ fn load_balancer(
         Some(consistent_hash_lb::HashKey::UseSourceIp(true)) => Some(HashKey::SourceIp),
         _ => None,
     };
-    Some(LoadBalancer::RingHash {
+    LoadBalancer::RingHash {
         key,
         minimum_ring_size,
-    })
+    }
 }

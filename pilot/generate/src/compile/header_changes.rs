@@ -1,7 +1,7 @@
 //! Header operations of routes and of weighted destinations.
 //!
 //! Envoy refuses operations on `host` and pseudo headers, and reads `%` in values as a command: names are checked, values
-//! escaped. Setting the host is honoured as a host rewrite by [`super::route_action`].
+//! escaped. Setting the host is honoured as a host rewrite by [`super::route_action`], see [`set_host`].
 
 use std::collections::BTreeMap;
 
@@ -159,7 +159,7 @@ impl<'a> Changes<'a> {
         };
         for (name, value) in map {
             if request && overwrite && is_authority(name) {
-                continue; // becomes a host rewrite, see `forward`
+                continue; // becomes a host rewrite, see `set_host`
             }
             if let Err(reason) = safe::changed_header(name).and_then(|()| safe::header_value(value))
             {
@@ -208,6 +208,13 @@ impl<'a> Changes<'a> {
     }
 }
 
-pub(super) fn is_authority(name: &str) -> bool {
+/// The host that header operations set, if they do: not a header to Envoy, but a rewrite.
+pub(super) fn set_host(spec: Option<&Headers>) -> Option<&str> {
+    let set = &spec?.request.as_ref()?.set;
+    let (_, value) = set.iter().find(|(name, _)| is_authority(name))?;
+    Some(value)
+}
+
+fn is_authority(name: &str) -> bool {
     name == ":authority" || name.eq_ignore_ascii_case("host")
 }

@@ -10,18 +10,25 @@ use proto_networking::networking::{
 
 use super::{
     duration,
-    header_changes::{Changes, is_authority},
+    header_changes::{Changes, set_host},
     http_filters,
     virtual_service::{Destination, Mirror, Weighted},
 };
 use crate::{
-    envoy::{self, route, safe},
+    envoy::{
+        self,
+        route::{self, weighted_cluster::cluster_weight::HostRewriteSpecifier},
+        safe,
+    },
     model::host,
     report::Rejector,
 };
 
 /// Retried by default: what certainly did not reach the application, or asks to be tried again.
 const RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,resource-exhausted,retriable-status-codes";
+
+/// Where a host is set by a header operation.
+const SET_HOST: &str = "headers.request.set[host]";
 
 /// A rule's action.
 #[derive(Clone, Debug)]
@@ -53,8 +60,10 @@ pub(super) fn compile(
     }
     let mut destinations = weighted(&rule.route, path, namespace, domain, rejector);
     Changes::of_route(&mut template).rule(rule, path, rejector);
+    let mut own_host = None;
     if let [only] = destinations.as_mut_slice() {
         hoist(&mut template, &mut only.template);
+        own_host = only.template.host_rewrite_specifier.take();
     }
     template.typed_per_filter_config = http_filters::compile(rule, path, rejector);
     template.action = Some(if destinations.is_empty() {
@@ -65,7 +74,12 @@ pub(super) fn compile(
         );
         refuse()
     } else {
-        route::route::Action::Route(forward(rule, path, rejector))
+        let mut action = forward(rule, path, rejector);
+        if let Some(HostRewriteSpecifier::HostRewriteLiteral(host)) = own_host {
+            let literal = route::route_action::HostRewriteSpecifier::HostRewriteLiteral(host);
+            action.host_rewrite_specifier = Some(literal);
+        }
+        route::route::Action::Route(action)
     });
     Action {
         template,
@@ -194,6 +208,11 @@ fn weighted(
         };
         let mut template = route::weighted_cluster::ClusterWeight::default();
         Changes::of_weight(&mut template).destination(spec, &path, rejector);
+        if let Some(host) = set_host(spec.headers.as_ref()) {
+            template.host_rewrite_specifier =
+                literal(host, &format!("{path}.{SET_HOST}"), rejector)
+                    .map(HostRewriteSpecifier::HostRewriteLiteral);
+        }
         out.push(Weighted {
             destination,
             weight,
@@ -219,6 +238,21 @@ fn hoist(route: &mut route::Route, weight: &mut route::weighted_cluster::Cluster
         .append(&mut weight.response_headers_to_remove);
 }
 
+/// The text of a host rewrite, if it can be one.
+fn literal(host: &str, field: &str, rejector: &mut Rejector<'_>) -> Option<String> {
+    let usable = match host {
+        "" => Err("an empty host is none".to_owned()),
+        host => safe::header_value(host),
+    };
+    match usable {
+        Ok(()) => Some(host.to_owned()),
+        Err(reason) => {
+            rejector.reject(field, reason, "the host is not rewritten");
+            None
+        }
+    }
+}
+
 /// Everything of a forwarding action that does not depend on clusters.
 fn forward(rule: &Rule, path: &str, rejector: &mut Rejector<'_>) -> route::RouteAction {
     let mut action = route::RouteAction {
@@ -235,40 +269,17 @@ fn forward(rule: &Rule, path: &str, rejector: &mut Rejector<'_>) -> route::Route
             None
         });
     set_timeout(&mut action, timeout.unwrap_or_default());
-    let set_host = rule
-        .headers
-        .iter()
-        .chain(
-            rule.route
-                .iter()
-                .filter(|_| rule.route.len() == 1)
-                .filter_map(|d| d.headers.as_ref()),
-        )
-        .filter_map(|h| h.request.as_ref())
-        .flat_map(|r| &r.set)
-        .find(|(name, _)| is_authority(name))
-        .map(|(_, value)| value);
     let rewrite = rule.rewrite.as_ref();
     let authority = rewrite
-        .map(|r| &r.authority)
-        .filter(|a| !a.is_empty())
-        .or(set_host);
-    if let Some(authority) = authority {
-        match safe::header_value(authority) {
-            Ok(()) => {
-                action.host_rewrite_specifier = Some(
-                    route::route_action::HostRewriteSpecifier::HostRewriteLiteral(
-                        authority.clone(),
-                    ),
-                );
-            }
-            Err(reason) => rejector.reject(
-                format!("{path}.rewrite.authority"),
-                reason,
-                "the host is not rewritten",
-            ),
-        }
-    }
+        .map(|r| r.authority.as_str())
+        .filter(|a| !a.is_empty());
+    let host = match (authority, set_host(rule.headers.as_ref())) {
+        (Some(authority), _) => literal(authority, &format!("{path}.rewrite.authority"), rejector),
+        (None, Some(host)) => literal(host, &format!("{path}.{SET_HOST}"), rejector),
+        (None, None) => None,
+    };
+    action.host_rewrite_specifier =
+        host.map(route::route_action::HostRewriteSpecifier::HostRewriteLiteral);
     if let Some(uri) = rewrite.map(|r| &r.uri).filter(|u| !u.is_empty()) {
         match safe::header_value(uri) {
             Ok(()) => action.prefix_rewrite.clone_from(uri),

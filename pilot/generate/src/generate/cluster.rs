@@ -13,7 +13,7 @@ use envoy_types::pb::envoy::extensions::upstreams::http::v3::{
 
 use super::{endpoint, sni_dnat, tls};
 use crate::{
-    compile::{Keepalive, LoadBalancer, Policy, Pool},
+    compile::{LoadBalancer, Policy, Pool},
     envoy::{
         self, UInt64Value,
         cluster::{
@@ -25,7 +25,7 @@ use crate::{
         },
         core, kind,
     },
-    model::{Protocol, ProxyKind, Resolution, Service, ServicePort},
+    model::{Protocol, ProxyKind, Registry, Resolution, Service, ServicePort},
     names,
     report::{Report, metric},
     snapshot::{MergedRule, Scope, Settings, Vantage},
@@ -132,7 +132,11 @@ fn outbound_cluster(
             service_name: cluster.name.clone(),
         });
     }
-    if !keeps_destination {
+    let sharded = port.protocol == Protocol::Redis && settings.options.redis_filter;
+    if !keeps_destination && sharded {
+        // Each key has its endpoint, whatever the rule says.
+        cluster.lb_policy = LbPolicy::Maglev.into();
+    } else if !keeps_destination {
         load_balancing(&mut cluster, &policy);
     }
     connection_pool(
@@ -175,7 +179,11 @@ fn strict_dns(
 ) {
     let settings = scope.settings();
     cluster.cluster_discovery_type = discovery(DiscoveryType::StrictDns);
-    cluster.dns_lookup_family = DnsLookupFamily::V4Only.into();
+    let family = match scope.key().ipv4 {
+        true => DnsLookupFamily::V4Only,
+        false => DnsLookupFamily::V6Only,
+    };
+    cluster.dns_lookup_family = family.into();
     cluster.dns_refresh_rate = envoy::duration(settings.dns_refresh_rate);
     cluster.respect_dns_ttl = settings.options.respect_dns_ttl;
     cluster.load_assignment = Some(match &service.external_name {
@@ -228,11 +236,7 @@ pub(super) fn connection_pool(
     let keepalive = match (mesh, pool.keepalive) {
         (None, None) => return,
         (Some(one), None) | (None, Some(one)) => one,
-        (Some(mesh), Some(rule)) => Keepalive {
-            probes: rule.probes.or(mesh.probes),
-            time: rule.time.or(mesh.time),
-            interval: rule.interval.or(mesh.interval),
-        },
+        (Some(mesh), Some(rule)) => rule.over(mesh),
     };
     cluster.upstream_connection_options = Some(pb::UpstreamConnectionOptions {
         tcp_keepalive: Some(core::TcpKeepalive {
@@ -356,12 +360,16 @@ pub(super) fn stat_name(
     if pattern.is_empty() {
         return String::new();
     }
+    let short = match service.registry {
+        Registry::Kubernetes => format!("{}.{}", service.name, service.namespace),
+        _ => service.hostname.to_string(),
+    };
     pattern
         .replace("%SERVICE_FQDN%", &service.hostname)
         .replace("%SERVICE_PORT_NAME%", &port.name)
         .replace("%SERVICE_PORT%", &port.number.to_string())
         .replace("%SUBSET_NAME%", subset)
-        .replace("%SERVICE%", &service.name)
+        .replace("%SERVICE%", &short)
 }
 
 /// Used by inbound clusters.

@@ -140,9 +140,17 @@ impl Host {
     }
 
     fn only_with_port(&mut self) {
-        self.primary.retain(|d| d.contains(':'));
-        self.alternates.retain(|d| d.contains(':'));
+        self.primary.retain(|d| has_port(d));
+        self.alternates.retain(|d| has_port(d));
     }
+}
+
+/// Whether a domain names a port; the colons of an IPv6 address do not count.
+fn has_port(domain: &str) -> bool {
+    domain
+        .rsplit(']')
+        .next()
+        .is_some_and(|tail| tail.contains(':'))
 }
 
 #[derive(Debug, Default)]
@@ -158,9 +166,13 @@ fn port_hosts(scope: &Scope, port: u32, out: &mut Hosts) {
         for h in &config.hosts {
             let before = services.len();
             services.extend(scope.matching(h).filter(|s| routed(s)));
-            if services.len() == before && port == 80 && scope.matching(h).next().is_none() {
+            if services.len() == before && scope.matching(h).next().is_none() {
                 orphans.push(h);
             }
+        }
+        // A host without a service is called on the ports of the others, and on 80.
+        if services.is_empty() && port != 80 {
+            continue;
         }
         if services.is_empty() && orphans.is_empty() {
             continue;

@@ -1,8 +1,14 @@
 //! TCP filter chains, and keeping chains of one listener apart.
 
+use std::{sync::Arc, time::Duration};
+
 use ahash::AHashSet;
 use envoy_types::pb::envoy::extensions::filters::network::{
     mongo_proxy::v3::MongoProxy,
+    redis_proxy::v3::{
+        RedisProxy,
+        redis_proxy::{ConnPoolSettings, PrefixRoutes, prefix_routes},
+    },
     tcp_proxy::v3::{
         TcpProxy,
         tcp_proxy::{ClusterSpecifier, WeightedCluster, weighted_cluster::ClusterWeight},
@@ -22,8 +28,14 @@ use crate::{
     snapshot::Scope,
 };
 
+/// How long a Redis command may take.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Network filters that carry bytes to a cluster.
 pub(super) fn filters(scope: &Scope, cluster: &str, protocol: Protocol) -> Vec<Filter> {
+    if protocol == Protocol::Redis && scope.settings().options.redis_filter {
+        return vec![redis_proxy(cluster)];
+    }
     let specifier = ClusterSpecifier::Cluster(cluster.to_owned());
     with_codec(protocol, cluster, tcp_proxy(scope, cluster, specifier))
 }
@@ -37,6 +49,27 @@ fn tcp_proxy(scope: &Scope, stat_prefix: &str, specifier: ClusterSpecifier) -> F
         ..Default::default()
     };
     network_filter("envoy.filters.network.tcp_proxy", &proxy)
+}
+
+/// Reads commands and spreads them over the cluster by key. It ends the chain in place of the TCP proxy; shares among
+/// several clusters are not something it knows, so a weighted route stays plain TCP.
+fn redis_proxy(cluster: &str) -> Filter {
+    let proxy = RedisProxy {
+        stat_prefix: cluster.to_owned(),
+        settings: Some(ConnPoolSettings {
+            op_timeout: envoy::duration(REDIS_TIMEOUT),
+            ..Default::default()
+        }),
+        prefix_routes: Some(PrefixRoutes {
+            catch_all_route: Some(prefix_routes::Route {
+                cluster: cluster.to_owned(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    network_filter("envoy.filters.network.redis_proxy", &proxy)
 }
 
 /// Protocols that Envoy can read along get their codec in front.
@@ -94,28 +127,50 @@ pub(super) fn service_chains(
         .virtual_services()
         .iter()
         .filter(|v| v.hosts.iter().any(|h| host::matches(h, &service.hostname)));
+    let cluster = names::outbound(port.number, "", &service.hostname);
+    let default = filters(scope, &cluster, port.protocol);
+    if !port.protocol.is_tls() {
+        return tcp_chains(scope, port, &own, applying, default);
+    }
+    // Encrypted connections follow tls rules only. Where one applies, names it does not mention are nobody's.
     let mut out = Vec::new();
     for config in applying {
-        if port.protocol.is_tls() {
-            for route in &config.tls {
-                for m in route
-                    .matches
-                    .iter()
-                    .filter(|m| holds(scope, m, MESH, Some(port.number)))
-                {
-                    let names = m.sni_hosts.iter().filter(|n| {
-                        host::subset_of(n, &service.hostname)
-                            || config.hosts.iter().any(|h| host::subset_of(n, h))
-                    });
-                    let server_names: Vec<String> = names.cloned().collect();
-                    if server_names.is_empty() {
-                        continue;
-                    }
-                    let filters = route_filters(scope, config, route, port.number, port.protocol);
-                    out.push(chain(server_names, ranges(m, &own), filters));
-                }
+        for (route, m) in config
+            .tls
+            .iter()
+            .flat_map(|r| r.matches.iter().map(move |m| (r, m)))
+        {
+            let names = m.sni_hosts.iter().filter(|n| {
+                host::subset_of(n, &service.hostname)
+                    || config.hosts.iter().any(|h| host::subset_of(n, h))
+            });
+            let server_names: Vec<String> = names.cloned().collect();
+            if !server_names.is_empty() && holds(scope, m, MESH, Some(port.number)) {
+                let filters = route_filters(scope, config, route, port.number, port.protocol);
+                out.push(chain(server_names, ranges(m, &own), filters));
             }
         }
+    }
+    if out.is_empty() {
+        let server_names = match sni && &*service.hostname != "*" {
+            true => vec![service.hostname.to_string()],
+            false => Vec::new(),
+        };
+        out.push(chain(server_names, own, default));
+    }
+    out
+}
+
+/// Chains of tcp rules up to the first that takes every address, or else the default.
+fn tcp_chains<'a>(
+    scope: &Scope,
+    port: &ServicePort,
+    own: &[CidrRange],
+    applying: impl Iterator<Item = &'a Arc<VirtualServiceConfig>>,
+    default: Vec<Filter>,
+) -> Vec<FilterChain> {
+    let mut out = Vec::new();
+    for config in applying {
         for route in &config.tcp {
             let matching: Vec<&L4Match> = route
                 .matches
@@ -124,28 +179,14 @@ pub(super) fn service_chains(
                 .collect();
             for m in &matching {
                 let filters = route_filters(scope, config, route, port.number, port.protocol);
-                out.push(chain(Vec::new(), ranges(m, &own), filters));
+                out.push(chain(Vec::new(), ranges(m, own), filters));
             }
             if matching.iter().any(|m| m.subnets.is_empty()) {
                 return out;
             }
         }
     }
-    if port.protocol.is_tls() && !out.is_empty() && sni {
-        return out;
-    }
-    let cluster = names::outbound(port.number, "", &service.hostname);
-    let by_sni = port.protocol.is_tls() && sni && &*service.hostname != "*";
-    let server_names = if by_sni {
-        vec![service.hostname.to_string()]
-    } else {
-        Vec::new()
-    };
-    out.push(chain(
-        server_names,
-        own,
-        filters(scope, &cluster, port.protocol),
-    ));
+    out.push(chain(Vec::new(), own.to_vec(), default));
     out
 }
 

@@ -236,7 +236,8 @@ fn address(
     let text = endpoint.address.as_str();
     if let Some(path) = text.strip_prefix("unix://") {
         // Envoy takes socket paths of up to 107 bytes.
-        if path.starts_with(['/', '@']) && path.len() < 108 {
+        let usable = path.starts_with(['/', '@']) && path.len() < 108;
+        if usable && resolution == Resolution::ClientSideLb {
             return Some(EndpointAddress::Pipe(path.into()));
         }
     } else if let Ok(ip) = text.parse::<IpAddr>() {
@@ -248,11 +249,11 @@ fn address(
         return Some(EndpointAddress::Host(text.to_ascii_lowercase().into()));
     }
     let accepted = if resolution == Resolution::Dns {
-        "an IP, a full name"
+        "an IP, or a full name"
     } else {
-        "an IP"
+        "an IP, or unix:///PATH"
     };
-    let reason = format!("{text:?} is no endpoint address; accepted: {accepted}, or unix:///PATH");
+    let reason = format!("{text:?} is no endpoint address; accepted: {accepted}");
     rejector.reject(
         format!("endpoints[{index}].address"),
         reason,

@@ -255,20 +255,19 @@ impl ChangeSet {
         let in_use = || scope.virtual_services().iter().filter(|v| on_port(v));
         self.virtual_services.iter().any(|v| on_port(v))
             || self.services.values().flatten().any(has_port)
-            || (!self.services.is_empty() && in_use().any(|v| self.routes_to_changed(v, port)))
+            || (!self.services.is_empty() && in_use().any(|v| self.routes_to_changed(v)))
     }
 
     /// Whether routes of a VirtualService hang on a service that changed: a destination without a port takes that of its
-    /// service, wherever the route is; and a service that comes takes its host off port 80.
-    fn routes_to_changed(&self, config: &VirtualServiceConfig, port: u32) -> bool {
+    /// service, wherever the route is; and a service that comes takes its host off the ports of others.
+    fn routes_to_changed(&self, config: &VirtualServiceConfig) -> bool {
         let destinations = config.http.iter().flat_map(|r| {
             let mirror = r.mirror.iter().map(|m| &m.destination);
             r.destinations.iter().map(|d| &d.destination).chain(mirror)
         });
         let mut without_port = destinations.filter(|d| d.port.is_none());
         let named = |h: &Arc<str>| self.services.keys().any(|s| host::matches(s, h));
-        without_port.any(|d| self.services.contains_key(&d.host))
-            || (port == 80 && config.hosts.iter().any(named))
+        without_port.any(|d| self.services.contains_key(&d.host)) || config.hosts.iter().any(named)
     }
 
     /// Whether the proxy's own part (inbound clusters and listeners, scope) may differ: its workload changed, or a service

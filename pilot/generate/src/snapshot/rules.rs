@@ -10,7 +10,8 @@ use crate::{
     report::{Report, metric},
 };
 
-/// All rules of one namespace for one host. The first rule's policy stands; subsets of later ones are added.
+/// All rules of one namespace for one host. The policy of the first rule that has one stands; subsets of later ones are
+/// added.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MergedRule {
     /// Host of the rules; may be a wildcard.
@@ -41,7 +42,8 @@ impl MergedRule {
     /// The policy of a cluster: rule level, then subset level on top, each with its own settings for the port if it
     /// has some.
     pub fn policy(&self, subset: &str, port: u32) -> Policy {
-        let base = self.first.policy.for_port(port);
+        let with_policy = self.parts.iter().find(|p| p.spec.traffic_policy.is_some());
+        let base = with_policy.unwrap_or(&self.first).policy.for_port(port);
         match self.subset(subset) {
             Some(subset) => base.overlaid(subset.policy.for_port(port)),
             None => base.clone(),

@@ -126,6 +126,16 @@ impl Fixture {
             .map_or_else(MeshConfig::default, |d| {
                 MeshConfig::from_json(d["spec"].clone()).unwrap_or_else(|e| panic!("{e:?}"))
             });
+        let asked = |name: &str| {
+            let of_kind = |d: &&Value| kind(d) == "Options";
+            docs.iter()
+                .find(of_kind)
+                .is_some_and(|d| d["spec"][name] == true)
+        };
+        let options = Options {
+            redis_filter: asked("redis_filter"),
+            ..Options::default()
+        };
         let networks = docs
             .iter()
             .find(|d| kind(d) == "MeshNetworks")
@@ -143,7 +153,7 @@ impl Fixture {
             inputs: Inputs {
                 mesh: Arc::new(mesh),
                 networks: Arc::new(networks),
-                options: Arc::new(Options::default()),
+                options: Arc::new(options),
                 configs: Arc::new(Configs::from_objects(parsed.objects)),
                 services: Arc::new(services),
                 endpoints: Arc::new(endpoints),
