@@ -20,7 +20,7 @@ use lab_chaos::{
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Value, json};
 
-use crate::lab::Lab;
+use crate::{breaker, lab::Lab};
 
 type Check = for<'a> fn(&'a Lab) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
@@ -41,9 +41,17 @@ pub(crate) fn all() -> Vec<(&'static str, Check)> {
         ("outlier detection ejects a failing replica", |lab| {
             Box::pin(outlier(lab))
         }),
-        ("circuit breaker: 503 with flag UO", |lab| {
-            Box::pin(circuit_breaker(lab))
+        (
+            "circuit breaker: one under way, one waits, the next is refused",
+            |lab| Box::pin(breaker::held(lab)),
+        ),
+        ("circuit breaker: two connections in step overflow", |lab| {
+            Box::pin(breaker::in_step(lab))
         }),
+        (
+            "circuit breaker: two connections kept open never do",
+            |lab| Box::pin(breaker::kept_open(lab)),
+        ),
         ("a route to nowhere is a 503 and harms nobody", |lab| {
             Box::pin(route_to_nowhere(lab))
         }),
@@ -329,59 +337,6 @@ async fn outlier(lab: &Lab) -> Result<()> {
         "{:?}",
         statuses(&replies)
     );
-    Ok(())
-}
-
-async fn circuit_breaker(lab: &Lab) -> Result<()> {
-    let policy = json!({
-        "apiVersion": "networking.istio.io/v1alpha3",
-        "kind": "DestinationRule",
-        "metadata": {"name": "productpage", "namespace": "default"},
-        "spec": {"host": "productpage", "trafficPolicy": {"connectionPool": {
-            "tcp": {"maxConnections": 1},
-            "http": {"http1MaxPendingRequests": 1, "maxRequestsPerConnection": 1},
-        }}},
-    });
-    let _policy = lab.apply(&policy.to_string()).await?;
-    // With two clients an overflow is a race; with four it is certain.
-    let replies = requests(lab, 400, 4, "bookinfo.test", REVIEWS).await?;
-    let counts = statuses(&replies);
-    println!("     {counts:?}");
-    let overflowed: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
-    ensure!(
-        !overflowed.is_empty() && counts.keys().all(|status| [200, 503].contains(status)),
-        "{counts:?}"
-    );
-    ensure!(
-        overflowed
-            .iter()
-            .all(|reply| reply.header("x-envoy-overloaded") == Some("true")),
-        "a 503 that is no overflow"
-    );
-    // The autoscaler may take a gateway away meanwhile, and its counters with it: so no exact sum.
-    let counted = lab.gateway_stat("upstream_rq_pending_overflow").await?;
-    ensure!(counted >= 1, "Envoy counts no overflow");
-    // Envoy writes its access log up to ten seconds late.
-    let logged = || async {
-        let arguments = [
-            "-n",
-            "istio-system",
-            "logs",
-            "-l",
-            "istio=ingressgateway",
-            "--tail=-1",
-        ];
-        let log = lab.kubectl(&arguments, "");
-        let log = log.map_err(|error| lab_chaos::ChaosError::Precondition(error.to_string()))?;
-        let seen = log.lines().any(|line| line.contains(" 503 UO "));
-        Ok(if seen {
-            Ok(())
-        } else {
-            Err("no line with 503 UO".to_owned())
-        })
-    };
-    let (limit, pause) = (Duration::from_secs(15), Duration::from_millis(200));
-    eventually("503 UO in the gateway's access log", limit, pause, logged).await?;
     Ok(())
 }
 

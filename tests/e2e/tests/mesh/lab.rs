@@ -8,11 +8,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use lab_chaos::{
-    cluster::{Cluster, eventually},
+    cluster::{Cluster, eventually, is_ready},
     load::{Connection, Reply},
     mesh,
 };
+use serde_json::{Value, json};
 use tempfile::TempDir;
+
+const SYSTEM: [&str; 2] = ["-n", "istio-system"];
+const GATEWAY: &str = "istio-ingressgateway";
+const GATEWAY_LABEL: &str = "istio=ingressgateway";
 
 /// A running lab with Bookinfo.
 pub(crate) struct Lab {
@@ -143,10 +148,44 @@ impl Lab {
         self.kubectl(&["apply", "-f", "-"], yaml)?;
         let applied = Applied {
             lab: self,
-            yaml: yaml.to_owned(),
+            undo: Undo::Delete(yaml.to_owned()),
         };
         self.settled().await?;
         Ok(applied)
+    }
+
+    /// Holds the ingress gateway at one replica, so that one pod sees all requests and keeps its counters.
+    pub(crate) async fn one_gateway(&self) -> Result<Applied<'_>> {
+        let autoscaler = ["get", "hpa", GATEWAY, "-o", "json"];
+        let autoscaler = self.kubectl(&[&SYSTEM, &autoscaler[..]].concat(), "")?;
+        let autoscaler: Value = serde_json::from_str(&autoscaler)?;
+        let limits = json!({
+            "minReplicas": autoscaler["spec"]["minReplicas"],
+            "maxReplicas": autoscaler["spec"]["maxReplicas"],
+        });
+        self.limit_gateways(&json!({"minReplicas": 1, "maxReplicas": 1}))?;
+        let applied = Applied {
+            lab: self,
+            undo: Undo::Autoscaler(limits),
+        };
+        // One that is on its way out still counts: it drains, and may get connections until everybody knows.
+        let alone = || async {
+            let pods = self.cluster.pods(SYSTEM[1], GATEWAY_LABEL).await?;
+            Ok(match pods.as_slice() {
+                [only] if is_ready(only) => Ok(()),
+                _ => Err(format!("{} pods", pods.len())),
+            })
+        };
+        let (limit, pause) = (Duration::from_secs(90), Duration::from_millis(200));
+        eventually("one ingress gateway", limit, pause, alone).await?;
+        Ok(applied)
+    }
+
+    fn limit_gateways(&self, limits: &Value) -> Result<()> {
+        let patch = json!({"spec": limits}).to_string();
+        let arguments = ["patch", "hpa", GATEWAY, "--type=merge", "-p", &patch];
+        self.kubectl(&[&SYSTEM, &arguments[..]].concat(), "")
+            .map(drop)
     }
 
     /// Waits until Pilot has pushed and every proxy has acknowledged.
@@ -226,18 +265,29 @@ impl Lab {
     }
 }
 
-/// Objects that one check applied; they go when the check ends.
+/// What one check changed; it is undone when the check ends.
 pub(crate) struct Applied<'a> {
     lab: &'a Lab,
-    yaml: String,
+    undo: Undo,
+}
+
+enum Undo {
+    /// Delete these objects.
+    Delete(String),
+    /// Give the gateway's autoscaler its limits back: minimum and maximum.
+    Autoscaler(Value),
 }
 
 impl Drop for Applied<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self
-            .lab
-            .kubectl(&["delete", "--ignore-not-found", "-f", "-"], &self.yaml)
-        {
+        let undone = match &self.undo {
+            Undo::Delete(yaml) => {
+                let arguments = ["delete", "--ignore-not-found", "-f", "-"];
+                self.lab.kubectl(&arguments, yaml).map(drop)
+            }
+            Undo::Autoscaler(limits) => self.lab.limit_gateways(limits),
+        };
+        if let Err(error) = undone {
             println!("     clean-up: {error:#}");
         }
     }

@@ -6,8 +6,10 @@
 
 #![allow(missing_docs)]
 
+mod breaker;
 mod checks;
 mod lab;
+mod proxy;
 
 use lab::Lab;
 
