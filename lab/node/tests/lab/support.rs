@@ -237,7 +237,8 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// Polls until there is a value.
+/// Polls until there is a value: what is looked at is the state of other processes (files, sockets, answers), which
+/// nothing tells of. Bounded; the pause only keeps the looking from using up a processor.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
     mut look: impl FnMut() -> F,

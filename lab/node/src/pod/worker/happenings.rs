@@ -9,7 +9,7 @@ use crate::{
     container::Exit,
     pod::{
         container_state::{Ended, State, print_duration},
-        events::WARNING,
+        events::{NORMAL, WARNING},
         plan,
         probes::Finding,
         stop::{Stop, stop},
@@ -31,13 +31,14 @@ impl Worker {
                 match result {
                     Ok(running) => self.running(index, running, false),
                     Err(exit) => {
-                        let message = exit.start_error.clone().unwrap_or_default();
-                        self.context.events.emit(
-                            &self.reference(Some(index)),
-                            WARNING,
-                            "Failed",
-                            format!("Error: {message}"),
-                        );
+                        let reference = self.reference(Some(index));
+                        let name = &self.containers[index].spec.name;
+                        // One that ended before anybody looked did start.
+                        let (kind, reason, message) = match &exit.start_error {
+                            Some(error) => (WARNING, "Failed", format!("Error: {error}")),
+                            None => (NORMAL, "Started", format!("Started container {name}")),
+                        };
+                        self.context.events.emit(&reference, kind, reason, message);
                         self.exited(index, attempt, exit);
                     }
                 }
