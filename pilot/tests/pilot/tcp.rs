@@ -51,10 +51,7 @@ fn connections_are_routed_by_port_weight_and_destination() {
                 write(folder, "rules", &rules);
             })
             .await;
-        let client = Proxy::sidecar("client-0.shop")
-            .bound()
-            .start(net, &pilot)
-            .await;
+        let client = Proxy::sidecar("client-0.shop").start(net, &pilot).await;
         for (to, expected) in [
             ("10.96.0.1:7000", "a"),
             ("10.96.0.1:7001", "b"),
@@ -132,10 +129,7 @@ fn tls_is_routed_by_server_name() {
             .mesh("outboundTrafficPolicy: {mode: REGISTRY_ONLY}")
             .start(|folder| write(folder, "all", &(services + &rules)))
             .await;
-        let client = Proxy::sidecar("client-0.shop")
-            .bound()
-            .start(net, &pilot)
-            .await;
+        let client = Proxy::sidecar("client-0.shop").start(net, &pilot).await;
         let ask = async |sni: &str| {
             let stream = client.connect("10.96.0.9:8443").await.unwrap();
             let stream = tls(stream, sni, &authority, None, &["http/1.1"]).await;

@@ -26,9 +26,10 @@
 //!   connects or starts is there. Backends have addresses in 10.2.0.0/16 ([`Net::address`]); all of that range is local.
 //! - Each Envoy is in a [`Pod`]: another namespace, with an address 10.1.0.N that the outside and the other pods can
 //!   reach. [`Envoy::connect`] and [`Envoy::ask`] dial from inside the pod, as an application of it would.
-//! - [`Proxy::bound`] (interception mode NONE) lets Envoy bind its listeners; all of 10.96.0.0/12 is local in such a pod,
-//!   so a service's VIP and port lead to Envoy. Without it, iptables rules by the house's istio-iptables redirect all
-//!   traffic of the pod, in and out, to an Envoy that runs as user 1337; then services may have any address.
+//! - [`Proxy::bound`] (interception mode NONE) lets Envoy bind its listeners, on loopback: whatever address is dialled,
+//!   its port leads there, and services cannot be told apart by their addresses. Without it, iptables rules by the
+//!   house's istio-iptables redirect all traffic of the pod, in and out, to an Envoy that runs as user 1337; then
+//!   services may have any address.
 //! - A server inside the pod, for the inbound side: [`Backend::http`] on [`Pod::listen`]`("127.0.0.1:8080")`.
 //! - Gateways: [`Proxy::router`] and [`ask`] at [`Envoy::ip`].
 //!

@@ -204,11 +204,6 @@ impl Pod {
         socket.connect(to).await
     }
 
-    /// Service addresses belong to the pod itself.
-    pub(super) fn own_service_addresses(&self) {
-        self.run(|| ip("route add local 10.96.0.0/12 dev lo"));
-    }
-
     /// All traffic of the pod goes through Envoy, as istio-init arranges it; ports of Envoy's own pages excepted.
     pub(super) fn redirect(&self) {
         self.run(|| {

@@ -89,10 +89,8 @@ impl Proxy {
 
     /// As [`Proxy::start`], in a pod that exists.
     pub(crate) async fn start_in(self, pod: Pod, pilot: &Pilot) -> Envoy {
-        match (self.kind, self.bound) {
-            (_, false) => pod.redirect(),
-            ("sidecar", true) => pod.own_service_addresses(),
-            _ => {}
+        if !self.bound {
+            pod.redirect();
         }
         let (_, namespace) = self.id.split_once('.').expect("NAME.NAMESPACE");
         let node = format!(
@@ -103,7 +101,8 @@ impl Proxy {
         bootstrap["node"]["locality"] = self.locality;
         bootstrap["admin"]["address"]["socket_address"] =
             json!({"address": pod.ip.to_string(), "port_value": 15000});
-        let envoy = Envoy::launch(node, &bootstrap, Some(pod)).await;
+        let mut envoy = Envoy::launch(node, &bootstrap, Some(pod)).await;
+        envoy.on_loopback = self.kind == "sidecar" && self.bound;
         envoy.live().await;
         pilot.settle(&envoy).await;
         envoy
@@ -115,6 +114,8 @@ pub(crate) struct Envoy {
     _process: Process,
     folder: TempDir,
     pod: Option<Pod>,
+    /// Its outbound listeners are bound to the loopback address.
+    on_loopback: bool,
     pub node: String,
     pub admin: SocketAddr,
 }
@@ -210,6 +211,7 @@ impl Envoy {
             _process: process,
             folder,
             pod,
+            on_loopback: false,
             node,
             admin: SocketAddr::from(([127, 0, 0, 1], 0)),
         };
@@ -234,9 +236,13 @@ impl Envoy {
         self.pod().ip
     }
 
-    /// Connects from inside the pod, as its application would.
+    /// Connects from inside the pod, as its application would: where Envoy binds its listeners, to the port on loopback.
     pub(crate) async fn connect(&self, to: &str) -> std::io::Result<TcpStream> {
-        self.pod().connect(to).await
+        let mut to: SocketAddr = to.parse().unwrap();
+        if self.on_loopback {
+            to.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        self.pod().connect(&to.to_string()).await
     }
 
     /// A request on a new connection from inside the pod, as its application would send it.
