@@ -8,9 +8,11 @@ mod debug;
 mod inputs;
 mod introduced;
 mod metrics;
+mod named;
 mod networks;
 mod proxy;
 mod registry;
+mod scope_cache;
 mod source;
 mod world;
 

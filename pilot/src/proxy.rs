@@ -5,19 +5,22 @@
 //! from the pointer that nothing changed. What is the proxy's own is generated when it is first asked for and holds until
 //! the proxy is attached anew.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pilot_generate::{
-    Proxy, Report,
+    Proxy, Report, View,
     envoy::{core::Address, listener::Listener},
     generate,
 };
 use pilot_xds::{Collection, Resource};
 use prost::Message as _;
 
-use crate::world::{ScopeCache, SharedListener, World};
+use crate::{
+    scope_cache::{Hold, ScopeCache, SharedListener},
+    world::World,
+};
 
 /// A connected proxy and what was put together for it.
 pub(crate) struct PilotProxy {
@@ -28,7 +31,10 @@ pub(crate) struct PilotProxy {
 #[derive(Default)]
 struct State {
     world: u64,
-    scope: Option<Arc<ScopeCache>>,
+    /// Weak: a proxy that no change concerns must not keep an old snapshot alive.
+    scope: Weak<ScopeCache>,
+    /// What the proxy saw when its scope was looked at last, and what keeps the scope in use.
+    view: Option<(Arc<View>, Hold)>,
     own: Option<Arc<Own>>,
     clusters: Option<(Arc<Vec<Resource>>, Arc<Collection>)>,
     listeners: Option<(Arc<Vec<SharedListener>>, Arc<Collection>)>,
@@ -39,6 +45,8 @@ struct Own {
     clusters: Vec<Resource>,
     listeners: Vec<(Resource, Option<Address>)>,
     chain: Option<Bytes>,
+    /// Kept here, told by the scope.
+    _report: Arc<Report>,
 }
 
 impl PilotProxy {
@@ -53,14 +61,21 @@ impl PilotProxy {
     pub(crate) fn scope(&self, world: &World) -> Arc<ScopeCache> {
         let mut state = self.state.lock();
         if state.world == world.number
-            && let Some(scope) = &state.scope
+            && let Some(scope) = state.scope.upgrade()
         {
-            return scope.clone();
+            return scope;
         }
         let scope = world.scope(&self.proxy);
         state.world = world.number;
-        state.scope = Some(scope.clone());
+        state.scope = Arc::downgrade(&scope);
+        state.view = Some((scope.scope.view().clone(), scope.hold()));
         scope
+    }
+
+    /// What the proxy saw when its scope was looked at last; `None`: it never was.
+    pub(crate) fn view(&self) -> Option<Arc<View>> {
+        let state = self.state.lock();
+        state.view.as_ref().map(|(view, _)| view.clone())
     }
 
     fn own(&self, scope: &ScopeCache) -> Arc<Own> {
@@ -109,9 +124,9 @@ impl PilotProxy {
             !taken && !self.is_own_address(listener)
         });
         let outbound = outbound.map(|listener| match &own.chain {
-            Some(chain) if listener.takes_own_chain => {
-                // A list may be appended to in encoded form, and filter_chains is one.
-                let body = [&listener.resource.body[..], chain].concat();
+            Some(chain) if listener.own_chain.takes(&self.proxy) => {
+                // Encoded messages may be joined, and lists like filter_chains then are.
+                let body = [chain, &listener.resource.body[..]].concat();
                 Resource::new(listener.resource.name.clone(), body)
             }
             _ => listener.resource.clone(),
@@ -152,6 +167,7 @@ impl Own {
                 clusters: Vec::new(),
                 listeners: Vec::new(),
                 chain: None,
+                _report: Arc::default(),
             };
         }
         let mut report = Report::default();
@@ -176,11 +192,13 @@ impl Own {
             };
             Bytes::from(listener.encode_to_vec())
         });
-        scope.report.lock().merge(&report);
+        let report = Arc::new(report);
+        scope.note_own(&report);
         Self {
             clusters,
             listeners,
             chain,
+            _report: report,
         }
     }
 }

@@ -82,23 +82,26 @@ impl ResourceSource for PilotSource {
             .then(|| PilotProxy::new(proxy.proxy.clone()))
     }
 
-    fn touched(&self, _: &PilotProxy, ty: ResourceType, change: &Difference) -> Touched {
-        let affected = change.set.affected();
-        let may = |affected: bool| {
-            if affected {
-                Touched::Everything
-            } else {
-                Touched::Nothing
-            }
+    fn touched(&self, proxy: &PilotProxy, ty: ResourceType, change: &Difference) -> Touched {
+        // What it saw last is enough to judge later changes too: one that made it see more is judged as well.
+        let Some(view) = proxy.view() else {
+            return Touched::Everything;
         };
-        match ty {
+        let affected = change.set.affected(&view);
+        let touched = match ty {
             // The list is the same object if nothing in it changed.
-            ResourceType::Cluster => may(affected.clusters || affected.endpoints),
-            ResourceType::Listener => may(affected.listeners),
-            ResourceType::Route => may(affected.routes),
-            ResourceType::Endpoint if !affected.endpoints => Touched::Nothing,
-            ResourceType::Endpoint => Touched::Matching(vec![change.endpoints.clone()]),
-            ResourceType::Secret => Touched::Nothing,
+            ResourceType::Cluster => affected.clusters,
+            ResourceType::Listener => affected.listeners,
+            ResourceType::Route => affected.routes,
+            ResourceType::Endpoint if !affected.endpoints => false,
+            ResourceType::Endpoint if change.set.touches_all(&view) => true,
+            ResourceType::Endpoint => return Touched::Matching(vec![change.endpoints.clone()]),
+            ResourceType::Secret => false,
+        };
+        if touched {
+            Touched::Everything
+        } else {
+            Touched::Nothing
         }
     }
 

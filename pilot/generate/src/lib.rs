@@ -52,4 +52,4 @@ pub mod snapshot;
 pub use model::{NodeError, Proxy, ProxyKind};
 pub use options::Options;
 pub use report::{Rejection, Report};
-pub use snapshot::{ChangeSet, Inputs, Scope, ScopeKey, Snapshot};
+pub use snapshot::{ChangeSet, Inputs, Scope, ScopeKey, Snapshot, View, ViewKey};

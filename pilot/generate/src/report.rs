@@ -145,6 +145,11 @@ impl Report {
         }
     }
 
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.rejections.is_empty() && self.events.is_empty()
+    }
+
     /// The value of a push gauge.
     pub fn count(&self, metric: &str) -> usize {
         self.events.get(metric).map_or(0, BTreeMap::len)

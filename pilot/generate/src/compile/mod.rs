@@ -9,18 +9,24 @@ mod header_changes;
 mod http_filters;
 mod route_action;
 mod route_match;
+mod sidecar;
 mod tls;
 mod virtual_service;
 
 use std::{sync::Arc, time::Duration};
 
 pub(crate) use route_action::{default_retries, set_timeout};
+pub(crate) use sidecar::socket_path;
 pub(crate) use tls::MAX_SNI;
 
 pub use destination_rule::{
     DestinationRuleConfig, HashKey, Keepalive, LoadBalancer, Policy, Pool, SubsetConfig,
 };
 pub use gateway::{GatewayConfig, GatewayServer, ServerClass, ServerKind};
+pub use sidecar::{
+    Bind, EgressHost, EgressListener, EgressNamespace, IngressEndpoint, IngressListener,
+    ListenPort, SidecarConfig, SidecarId,
+};
 pub use tls::{Credentials, KeyPair, ServerTls, Tls, TlsPolicyMode, TlsVersion};
 pub use virtual_service::{
     Destination, HttpRoute, L4Match, L4Route, Mirror, TlsRoute, VirtualServiceConfig, Weighted,

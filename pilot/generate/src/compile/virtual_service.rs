@@ -199,6 +199,19 @@ impl VirtualServiceConfig {
         self.gateways.iter().any(|g| &**g == MESH)
     }
 
+    /// Whether routers use it.
+    pub fn on_gateways(&self) -> bool {
+        self.gateways.iter().any(|g| &**g != MESH)
+    }
+
+    /// Label keys that it asks of its clients.
+    pub fn source_label_keys(&self) -> impl Iterator<Item = &String> {
+        let http = self.http.iter().map(|r| &r.source_labels);
+        let l4 = self.tcp.iter().chain(&self.tls).flat_map(|r| &r.matches);
+        http.chain(l4.map(|m| &m.source_labels))
+            .flat_map(|l| l.keys())
+    }
+
     /// `NAME.NS`, as statistics name it.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.meta.name, self.meta.namespace)

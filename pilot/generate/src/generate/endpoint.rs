@@ -43,7 +43,11 @@ fn empty(cluster: &str) -> ClusterLoadAssignment {
 
 /// One host name, resolved by Envoy.
 pub(super) fn single(cluster: &str, host: &str, port: u32) -> ClusterLoadAssignment {
-    let address = envoy::socket_address(host, port);
+    at(cluster, envoy::socket_address(host, port))
+}
+
+/// One address.
+pub(super) fn at(cluster: &str, address: core::Address) -> ClusterLoadAssignment {
     let mut group = Group::default();
     group.add(address, None, 1);
     ClusterLoadAssignment {

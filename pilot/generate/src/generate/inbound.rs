@@ -1,6 +1,13 @@
 //! The inbound side of a sidecar: what depends on the one workload.
+//!
+//! What a workload serves is what its services say, unless its Sidecar lists `ingress`: then it is that and nothing else. Without
+//! capture there is no inbound side but that, for the sidecar would take the ports of the application.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use super::{
     cluster::{INBOUND_SOURCE, connection_pool, original_dst, protocol_options, stat_name},
@@ -9,7 +16,7 @@ use super::{
     tcp::{self, Claims},
 };
 use crate::{
-    compile::Pool,
+    compile::{IngressEndpoint, IngressListener, Pool, SidecarConfig},
     envoy::{
         self, Hcm, Routes,
         cluster::{
@@ -20,41 +27,131 @@ use crate::{
         listener::{FilterChain, FilterChainMatch, Listener},
         route,
     },
-    model::{InterceptionMode, Protocol, Proxy, ServicePort, Workload},
+    model::{
+        Address, InterceptionMode, Protocol, Proxy, Registry, Resolution, Service, ServicePort,
+        TargetPort, Visibility, Workload,
+    },
     names,
     report::{Report, metric},
     snapshot::Scope,
 };
 
-/// Where the application listens, seen from its sidecar.
-fn loopback(proxy: &Proxy) -> &'static str {
-    if proxy.ipv4() { "127.0.0.1" } else { "::1" }
+/// A port that the workload serves.
+struct Served {
+    /// The service that is served there, and where clients connect to.
+    instance: Instance,
+    /// Bound for real.
+    bound: bool,
+    /// Where the application listens.
+    endpoint: IngressEndpoint,
 }
 
-/// One cluster per instance port, one per probe port, and the inbound passthrough per address family.
+fn captured(proxy: &Proxy) -> bool {
+    proxy.interception != InterceptionMode::None
+}
+
+fn ingress(scope: &Scope) -> Option<&Arc<SidecarConfig>> {
+    scope.sidecar().filter(|s| !s.ingress.is_empty())
+}
+
+fn served(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Served> {
+    let instances = instances(scope.snapshot(), proxy, report);
+    if let Some(sidecar) = ingress(scope) {
+        let listeners = sidecar.ingress.iter();
+        return listeners
+            .map(|listener| Served {
+                instance: ingress_instance(proxy, sidecar, listener, &instances),
+                bound: listener.bound || !captured(proxy),
+                endpoint: listener.endpoint.clone(),
+            })
+            .collect();
+    }
+    let of_services = instances.into_iter().filter(|_| captured(proxy));
+    of_services
+        .map(|instance| Served {
+            endpoint: IngressEndpoint::Port(instance.endpoint_port),
+            instance,
+            bound: false,
+        })
+        .collect()
+}
+
+/// An ingress listener serves the oldest service that has its port at this workload, or else one that is named after the Sidecar.
+fn ingress_instance(
+    proxy: &Proxy,
+    sidecar: &SidecarConfig,
+    listener: &IngressListener,
+    instances: &[Instance],
+) -> Instance {
+    let number = listener.port.number;
+    let service = instances.iter().find(|i| i.endpoint_port == number);
+    let service = service.map(|i| i.service.clone()).unwrap_or_else(|| {
+        let hostname = format!("{}.{}", sidecar.id.name, sidecar.id.namespace);
+        Arc::new(Service {
+            hostname: hostname.into(),
+            name: sidecar.id.name.clone(),
+            namespace: sidecar.id.namespace.clone(),
+            registry: Registry::Kubernetes,
+            creation: sidecar.meta.creation_timestamp,
+            address: Address::Unspecified,
+            ports: Vec::new(),
+            resolution: Resolution::ClientSideLb,
+            mesh_external: false,
+            visibility: Visibility::Private,
+            selector: Default::default(),
+            headless: false,
+            external_name: None,
+            service_accounts: Vec::new(),
+            external_addresses: Vec::new(),
+        })
+    });
+    Instance {
+        service,
+        port: ServicePort {
+            name: listener.port.name.clone(),
+            number,
+            protocol: listener.port.protocol,
+            target: TargetPort::Number(number),
+        },
+        address: listener.bind.unwrap_or_else(|| own_address(proxy)),
+        endpoint_port: number,
+    }
+}
+
+/// The address of the workload that clients can reach.
+fn own_address(proxy: &Proxy) -> IpAddr {
+    let reachable = |ip: &&IpAddr| {
+        let link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || link_local)
+    };
+    let any = if proxy.ipv4() {
+        IpAddr::from([0, 0, 0, 0])
+    } else {
+        IpAddr::from([0u16; 8])
+    };
+    proxy.ips.iter().find(reachable).copied().unwrap_or(any)
+}
+
+/// One cluster per served port, one per probe port, and the inbound passthrough per address family.
 pub fn inbound_clusters(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Cluster> {
-    let mut by_name: BTreeMap<String, Cluster> = BTreeMap::new();
-    let mut order: Vec<String> = Vec::new();
-    for instance in instances(scope.snapshot(), proxy, report) {
-        let cluster = instance_cluster(scope, proxy, &instance);
-        if by_name.contains_key(&cluster.name) {
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut out: Vec<Cluster> = Vec::new();
+    for served in served(scope, proxy, report) {
+        let cluster = served_cluster(scope, &served);
+        if seen.insert(cluster.name.clone()) {
+            out.push(cluster);
+        } else {
             let message = "another service of this workload has the same host and port";
             report.event(metric::DUPLICATE_CLUSTERS, cluster.name, message);
-        } else {
-            order.push(cluster.name.clone());
-            by_name.insert(cluster.name.clone(), cluster);
         }
     }
-    let mut out: Vec<Cluster> = order
-        .iter()
-        .filter_map(|name| by_name.remove(name))
-        .collect();
-    if proxy.interception != InterceptionMode::None {
-        out.extend(
-            probe_ports(scope.snapshot().workload_of(proxy))
-                .map(|port| static_cluster(scope, names::management(port), loopback(proxy), port)),
-        );
-    }
+    out.extend(probe_ports(scope, proxy).map(|port| {
+        let address = envoy::socket_address(scope.localhost(), port);
+        static_cluster(scope, names::management(port), address)
+    }));
     for (name, source) in INBOUND_SOURCE {
         if (name == names::INBOUND_PASSTHROUGH_V4 && proxy.ipv4())
             || (name == names::INBOUND_PASSTHROUGH_V6 && proxy.ipv6())
@@ -75,15 +172,14 @@ pub fn inbound_clusters(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Ve
     out
 }
 
-fn instance_cluster(scope: &Scope, proxy: &Proxy, instance: &Instance) -> Cluster {
-    let Instance {
-        service,
-        port,
-        endpoint_port,
-        ..
-    } = instance;
+fn served_cluster(scope: &Scope, served: &Served) -> Cluster {
+    let Instance { service, port, .. } = &served.instance;
     let name = names::inbound(port.number, &port.name, &service.hostname);
-    let mut cluster = static_cluster(scope, name, loopback(proxy), *endpoint_port);
+    let address = match &served.endpoint {
+        IngressEndpoint::Port(number) => envoy::socket_address(scope.localhost(), *number),
+        IngressEndpoint::Unix(path) => envoy::pipe(&**path),
+    };
+    let mut cluster = static_cluster(scope, name, address);
     cluster.alt_stat_name = stat_name(&scope.settings().inbound_stat_name, service, port, "");
     // The service's own rule decides, whoever calls.
     let rule = scope
@@ -104,10 +200,10 @@ fn instance_cluster(scope: &Scope, proxy: &Proxy, instance: &Instance) -> Cluste
     cluster
 }
 
-fn static_cluster(scope: &Scope, name: String, address: &str, port: u32) -> Cluster {
+fn static_cluster(scope: &Scope, name: String, address: core::Address) -> Cluster {
     let mut cluster = Cluster {
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Static.into())),
-        load_assignment: Some(endpoint::single(&name, address, port)),
+        load_assignment: Some(endpoint::at(&name, address)),
         name,
         ..Default::default()
     };
@@ -115,31 +211,35 @@ fn static_cluster(scope: &Scope, name: String, address: &str, port: u32) -> Clus
     cluster
 }
 
-fn probe_ports(workload: Option<&std::sync::Arc<Workload>>) -> impl Iterator<Item = u32> {
-    let mut ports: Vec<u32> = workload
-        .iter()
-        .flat_map(|w| &w.probes)
-        .map(|p| p.port)
-        .collect();
-    ports.sort_unstable();
-    ports.dedup();
+/// Ports that the kubelet probes. A Sidecar that lists what is served lists all of it.
+fn probe_ports(scope: &Scope, proxy: &Proxy) -> impl Iterator<Item = u32> + use<> {
+    let served = captured(proxy) && ingress(scope).is_none();
+    let workload: Option<&Arc<Workload>> = scope.snapshot().workload_of(proxy).filter(|_| served);
+    let probes = workload.into_iter().flat_map(|w| &w.probes);
+    let ports: BTreeSet<u32> = probes.map(|p| p.port).collect();
     ports.into_iter()
 }
 
-/// One listener per address and port that a service has at this workload, one per further probe port, and `virtualInbound`, into
-/// which all traffic to the workload is redirected and which repeats their chains.
+/// A listener of the inbound side.
+struct Inbound {
+    name: String,
+    address: IpAddr,
+    port: u32,
+    bound: bool,
+    chains: Vec<FilterChain>,
+}
+
+/// One listener per served address and port, one per further probe port, and `virtualInbound`, into which all traffic to the
+/// workload is redirected and which repeats the chains of those that are not bound.
 pub fn inbound_listeners(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Listener> {
     let settings = scope.settings();
-    let mut out: Vec<Listener> = Vec::new();
     let mut claimed: BTreeMap<String, String> = BTreeMap::new();
-    let mut chains: Vec<(String, u32, std::net::IpAddr, Vec<FilterChain>)> = Vec::new();
-    let captured = proxy.interception != InterceptionMode::None;
-    for instance in instances(scope.snapshot(), proxy, report)
-        .iter()
-        .filter(|_| captured)
+    let mut all: Vec<Inbound> = Vec::new();
+    for Served {
+        instance, bound, ..
+    } in served(scope, proxy, report)
     {
-        let address = instance.address.to_string();
-        let name = names::listener(&address, instance.endpoint_port);
+        let name = names::listener(&instance.address.to_string(), instance.endpoint_port);
         let host = instance.service.hostname.to_string();
         if let Some(first) = claimed.get(&name) {
             if *first != host {
@@ -152,34 +252,40 @@ pub fn inbound_listeners(scope: &Scope, proxy: &Proxy, report: &mut Report) -> V
             continue;
         }
         claimed.insert(name.clone(), host);
-        let instance_chains = instance_chains(scope, instance, &name);
-        chains.push((
+        all.push(Inbound {
+            chains: instance_chains(scope, &instance, &name),
             name,
-            instance.endpoint_port,
-            instance.address,
-            instance_chains,
-        ));
+            address: instance.address,
+            port: instance.endpoint_port,
+            bound,
+        });
     }
-    let probes = probe_ports(scope.snapshot().workload_of(proxy)).filter(|_| captured);
-    for port in probes {
-        let name = names::listener(&proxy.ips[0].to_string(), port);
-        if !claimed.contains_key(&name) {
-            let filters = tcp::filters(scope, &names::management(port), Protocol::Tcp);
-            chains.push((
-                name,
-                port,
-                proxy.ips[0],
-                vec![tcp::chain(Vec::new(), Vec::new(), filters)],
-            ));
+    for port in probe_ports(scope, proxy) {
+        for ip in &proxy.ips {
+            let name = names::listener(&ip.to_string(), port);
+            if claimed.insert(name.clone(), String::new()).is_none() {
+                let filters = tcp::filters(scope, &names::management(port), Protocol::Tcp);
+                all.push(Inbound {
+                    name,
+                    address: *ip,
+                    port,
+                    bound: false,
+                    chains: vec![tcp::chain(Vec::new(), Vec::new(), filters)],
+                });
+            }
         }
     }
-    chains.sort_by(|a, b| a.0.cmp(&b.0));
-    for (name, port, address, chains) in &chains {
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut out: Vec<Listener> = Vec::new();
+    for inbound in &all {
         let mut listener = Listener {
-            name: name.clone(),
-            address: Some(envoy::socket_address(address.to_string(), *port)),
-            filter_chains: chains.clone(),
-            bind_to_port: envoy::boolean(false),
+            name: inbound.name.clone(),
+            address: Some(envoy::socket_address(
+                inbound.address.to_string(),
+                inbound.port,
+            )),
+            filter_chains: inbound.chains.clone(),
+            bind_to_port: envoy::boolean(inbound.bound),
             traffic_direction: core::TrafficDirection::Inbound.into(),
             ..Default::default()
         };
@@ -187,7 +293,8 @@ pub fn inbound_listeners(scope: &Scope, proxy: &Proxy, report: &mut Report) -> V
         out.push(listener);
     }
     // Without capture nothing is redirected here; the listener itself is harmless and keeps the set the same.
-    out.push(virtual_inbound(scope, proxy, &chains));
+    all.retain(|inbound| !inbound.bound);
+    out.push(virtual_inbound(scope, proxy, &all));
     out
 }
 
@@ -244,11 +351,7 @@ fn inline_route(cluster: &str, port: &ServicePort) -> route::RouteConfiguration 
     }
 }
 
-fn virtual_inbound(
-    scope: &Scope,
-    proxy: &Proxy,
-    listeners: &[(String, u32, std::net::IpAddr, Vec<FilterChain>)],
-) -> Listener {
+fn virtual_inbound(scope: &Scope, proxy: &Proxy, listeners: &[Inbound]) -> Listener {
     use envoy_types::pb::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
     let settings = scope.settings();
     let mut claims = Claims::default();
@@ -275,25 +378,23 @@ fn virtual_inbound(
             address_prefix: any.to_owned(),
             prefix_len: envoy::uint(0),
         };
-        admit(tcp::chain(
-            Vec::new(),
-            vec![range],
-            tcp::filters(scope, cluster, Protocol::Tcp),
-        ));
+        let name = names::VIRTUAL_INBOUND;
+        let tcp = tcp::filters(scope, cluster, Protocol::Tcp);
+        let tcp = tcp::chain(Vec::new(), vec![range.clone()], tcp);
+        admit(named_after(name, tcp));
+        if settings.options.sniff_inbound {
+            admit(named_after(name, http_passthrough(scope, cluster, range)));
+        }
     }
-    for (name, port, address, own) in listeners {
-        for chain in own {
+    for inbound in listeners {
+        for chain in &inbound.chains {
             let mut chain = chain.clone();
             let m = chain
                 .filter_chain_match
                 .get_or_insert_with(Default::default);
-            m.destination_port = envoy::uint(*port);
-            m.prefix_ranges = vec![envoy::host_cidr(*address)];
-            chain.metadata = Some(envoy::metadata(
-                "pilot_meta",
-                envoy::structure([("original_listener_name", envoy::string_value(name.clone()))]),
-            ));
-            admit(chain);
+            m.destination_port = envoy::uint(inbound.port);
+            m.prefix_ranges = vec![envoy::host_cidr(inbound.address)];
+            admit(named_after(&inbound.name, chain));
         }
     }
     let mut listener = Listener {
@@ -318,4 +419,40 @@ fn virtual_inbound(
     listener.listener_filters_timeout = envoy::duration(settings.options.inbound_detection_timeout);
     listener.continue_on_listener_filters_timeout = true;
     listener
+}
+
+/// A chain that says which listener it is from.
+fn named_after(listener: &str, chain: FilterChain) -> FilterChain {
+    let name = envoy::string_value(listener);
+    FilterChain {
+        metadata: Some(envoy::metadata(
+            "pilot_meta",
+            envoy::structure([("original_listener_name", name)]),
+        )),
+        ..chain
+    }
+}
+
+/// HTTP to ports that no service has, where ports are sniffed: it is logged and counted as what it is.
+fn http_passthrough(scope: &Scope, cluster: &str, range: core::CidrRange) -> FilterChain {
+    let port = ServicePort {
+        name: names::VIRTUAL_INBOUND.into(),
+        number: names::VIRTUAL_INBOUND_PORT,
+        protocol: Protocol::Http,
+        target: TargetPort::Number(names::VIRTUAL_INBOUND_PORT),
+    };
+    let hcm = Hcm {
+        listener: names::VIRTUAL_INBOUND,
+        inbound: true,
+        grpc_web: false,
+        routes: Routes::Inline(Box::new(inline_route(cluster, &port))),
+    };
+    FilterChain {
+        filter_chain_match: Some(FilterChainMatch {
+            prefix_ranges: vec![range],
+            ..super::listener::http_match()
+        }),
+        filters: vec![envoy::http_connection_manager(scope, hcm)],
+        ..Default::default()
+    }
 }

@@ -10,7 +10,9 @@ mod hash;
 mod inbound;
 mod instance;
 mod listener;
+mod placement;
 mod route;
+mod slot;
 mod sni_dnat;
 mod tcp;
 mod tls;
@@ -26,7 +28,7 @@ pub use cluster::{outbound_clusters, service_clusters};
 pub use endpoint::endpoints;
 pub use inbound::{inbound_clusters, inbound_listeners};
 pub use instance::{Instance, instances};
-pub use listener::{outbound_listeners, own_address_chain, takes_own_address_chain};
+pub use listener::{OwnChain, outbound_listeners, own_address_chain};
 pub use route::{route, route_names};
 pub use tls::secret;
 
@@ -53,8 +55,10 @@ pub fn listeners(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Liste
         .filter(|l| !is_own(l, proxy) && !taken(l))
         .collect();
     if let Some(chain) = own {
-        for listener in outbound.iter_mut().filter(|l| takes_own_address_chain(l)) {
-            listener.filter_chains.push(chain.clone());
+        for listener in &mut outbound {
+            if OwnChain::of(listener).takes(proxy) {
+                listener.filter_chains.insert(0, chain.clone());
+            }
         }
     }
     let mut all = inbound;

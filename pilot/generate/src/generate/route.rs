@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ahash::AHashSet;
 
-use super::{gateway, hash, listener};
+use super::{gateway, hash, listener, placement};
 use crate::{
     compile::{self, HttpRoute, MESH, VirtualServiceConfig},
     envoy::{
@@ -21,10 +21,10 @@ use crate::{
             route_match::PathSpecifier,
         },
     },
-    model::{Protocol, ProxyKind, Service, host},
+    model::{ProxyKind, Service, host},
     names,
     report::{Report, metric},
-    snapshot::Scope,
+    snapshot::{Egress, RouteOf, Scope},
 };
 
 /// Every name that the scope's listeners ask for, sorted.
@@ -33,19 +33,20 @@ pub fn route_names(scope: &Scope) -> Vec<String> {
         return gateway::route_names(scope);
     }
     let mut names: BTreeSet<String> = BTreeSet::new();
-    for service in scope.services() {
-        for port in service
-            .proxied_ports()
-            .filter(|p| is_routed(scope, p.protocol))
-        {
-            let by_host = port.protocol == Protocol::Unsupported && service.address.ip().is_some();
-            names.insert(match by_host {
-                true => names::host_port(&service.hostname, port.number),
-                false => port.number.to_string(),
-            });
+    for Egress {
+        listener, services, ..
+    } in scope.egress()
+    {
+        match &listener.port {
+            Some(_) if services.all().is_empty() => {}
+            Some(port) => names.extend(placement::own_port_route(scope, listener, port)),
+            None => names.extend(services.all().iter().flat_map(|service| {
+                let ports = service.proxied_ports();
+                ports.filter_map(|p| placement::service_port_route(scope, listener, service, p))
+            })),
         }
     }
-    if scope.settings().proxy_http_port != 0 || scope.key().bound {
+    if scope.settings().proxy_http_port != 0 || scope.key().bound() {
         names.insert(names::HTTP_PROXY.to_owned());
     }
     names.into_iter().collect()
@@ -57,44 +58,33 @@ pub fn route(scope: &Scope, name: &str, report: &mut Report) -> RouteConfigurati
     if scope.key().kind == ProxyKind::Router {
         return gateway::route(scope, name, report);
     }
-    let hosts = if let Ok(port) = name.parse::<u32>() {
-        let mut hosts = Hosts::default();
-        port_hosts(scope, port, &mut hosts);
-        finish(
-            hosts,
-            name,
-            Some(catch_all(scope)).filter(|_| scope.settings().options.fallthrough),
-            report,
-        )
-    } else if name == names::HTTP_PROXY {
-        let mut hosts = Hosts::default();
-        for port in ports(scope) {
-            let from = hosts.0.len();
-            port_hosts(scope, port, &mut hosts);
-            if port != 80 {
-                hosts.0[from..].iter_mut().for_each(Host::only_with_port);
+    let last = || Some(catch_all(scope)).filter(|_| scope.settings().options.fallthrough);
+    let mut hosts = Hosts::default();
+    let last = match scope.view().route(name) {
+        None => return configuration(name, Vec::new()),
+        Some(RouteOf::Port(egress, port)) => {
+            port_hosts(scope, egress, port, &mut hosts);
+            last()
+        }
+        Some(RouteOf::Everything(egress)) => {
+            for port in ports(scope, egress) {
+                let from = hosts.0.len();
+                port_hosts(scope, egress, port, &mut hosts);
+                if port != 80 {
+                    hosts.0[from..].iter_mut().for_each(Host::only_with_port);
+                }
             }
+            last()
         }
-        finish(
-            hosts,
-            name,
-            Some(catch_all(scope)).filter(|_| scope.settings().options.fallthrough),
-            report,
-        )
-    } else if let Some(port) = name
-        .rsplit_once(':')
-        .and_then(|(_, port)| port.parse::<u32>().ok())
-    {
-        let mut hosts = Hosts::default();
-        port_hosts(scope, port, &mut hosts);
-        if hosts.0.iter().any(|h| h.has_domain(name)) {
-            hosts.0.retain(|h| h.has_domain(name));
+        Some(RouteOf::Host(egress, _, port)) => {
+            port_hosts(scope, egress, port, &mut hosts);
+            if hosts.0.iter().any(|h| h.is_named(name)) {
+                hosts.0.retain(|h| h.is_named(name));
+            }
+            None
         }
-        finish(hosts, name, None, report)
-    } else {
-        Vec::new()
     };
-    configuration(name, hosts)
+    configuration(name, finish(hosts, name, last, report))
 }
 
 pub(super) fn configuration(name: &str, virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
@@ -106,19 +96,13 @@ pub(super) fn configuration(name: &str, virtual_hosts: Vec<VirtualHost>) -> Rout
     }
 }
 
-/// Ports with routed services.
-fn ports(scope: &Scope) -> BTreeSet<u32> {
-    let all = scope.services().iter().flat_map(|s| s.proxied_ports());
-    all.filter(|p| is_routed(scope, p.protocol))
+/// Ports with routed services, and 80, where hosts without a service are.
+fn ports(scope: &Scope, egress: Egress<'_>) -> BTreeSet<u32> {
+    let all = egress.services.all().iter().flat_map(|s| s.proxied_ports());
+    all.filter(|p| placement::is_routed(scope, p.protocol))
         .map(|p| p.number)
         .chain([80])
         .collect()
-}
-
-/// HTTP by name, or possibly HTTP.
-fn is_routed(scope: &Scope, protocol: Protocol) -> bool {
-    protocol.is_http()
-        || (protocol == Protocol::Unsupported && scope.settings().options.sniff_outbound)
 }
 
 /// A virtual host before its domains are settled.
@@ -132,11 +116,9 @@ struct Host {
 }
 
 impl Host {
-    fn has_domain(&self, domain: &str) -> bool {
-        self.primary
-            .iter()
-            .chain(&self.alternates)
-            .any(|d| d == domain)
+    /// Whether it is the one of this name, not only called so for short.
+    fn is_named(&self, domain: &str) -> bool {
+        self.primary.iter().any(|d| d == domain)
     }
 
     fn only_with_port(&mut self) {
@@ -157,23 +139,28 @@ fn has_port(domain: &str) -> bool {
 struct Hosts(Vec<Host>);
 
 /// The virtual hosts of one port: those of VirtualServices, then the services that none covers.
-fn port_hosts(scope: &Scope, port: u32, out: &mut Hosts) {
-    let routed = |s: &Service| s.port(port).is_some_and(|p| is_routed(scope, p.protocol));
+fn port_hosts(scope: &Scope, egress: Egress<'_>, port: u32, out: &mut Hosts) {
+    let routed = |s: &Service| {
+        s.port(port)
+            .is_some_and(|p| placement::is_routed(scope, p.protocol))
+    };
     let mut covered: AHashSet<&str> = AHashSet::new();
-    for config in scope.virtual_services() {
-        let mut services: Vec<&Arc<Service>> = Vec::new();
-        let mut orphans: Vec<&Arc<str>> = Vec::new();
-        for h in &config.hosts {
-            let before = services.len();
-            services.extend(scope.matching(h).filter(|s| routed(s)));
-            if services.len() == before && scope.matching(h).next().is_none() {
-                orphans.push(h);
-            }
-        }
+    for config in egress.virtual_services {
+        let matching = |h| egress.services.matching(h);
+        let services: Vec<&Arc<Service>> = config
+            .hosts
+            .iter()
+            .flat_map(|h| matching(h).filter(|s| routed(s)))
+            .collect();
         // A host without a service is called on the ports of the others, and on 80.
         if services.is_empty() && port != 80 {
             continue;
         }
+        let orphans: Vec<&Arc<str>> = config
+            .hosts
+            .iter()
+            .filter(|h| matching(h).next().is_none())
+            .collect();
         if services.is_empty() && orphans.is_empty() {
             continue;
         }
@@ -185,9 +172,9 @@ fn port_hosts(scope: &Scope, port: u32, out: &mut Hosts) {
             // A host of several services (or of several hosts of the config) is one virtual host.
             if covered.insert(&service.hostname) || !out.has(&service.hostname, port) {
                 out.0
-                    .push(service_host(scope, service, port, routes.clone()));
+                    .push(service_host(scope, egress, service, port, routes.clone()));
             } else {
-                out.note_duplicate(&service.hostname, port, config, scope);
+                out.note_duplicate(&service.hostname, port, config, egress);
             }
         }
         for orphan in orphans {
@@ -199,10 +186,11 @@ fn port_hosts(scope: &Scope, port: u32, out: &mut Hosts) {
             });
         }
     }
-    for service in scope.services().iter().filter(|s| routed(s)) {
+    for service in egress.services.all().iter().filter(|s| routed(s)) {
         if covered.insert(&service.hostname) {
             let route = service_route(scope, service, port);
-            out.0.push(service_host(scope, service, port, vec![route]));
+            out.0
+                .push(service_host(scope, egress, service, port, vec![route]));
         }
     }
 }
@@ -220,7 +208,7 @@ impl Hosts {
         hostname: &str,
         port: u32,
         config: &VirtualServiceConfig,
-        scope: &Scope,
+        egress: Egress<'_>,
     ) {
         let name = names::host_port(hostname, port);
         let own = self.0.iter().any(|h| {
@@ -230,7 +218,7 @@ impl Hosts {
                     .first()
                     .is_some_and(|r| r.metadata == config_metadata(config))
         });
-        let alias = scope.by_host(hostname).count() > 1;
+        let alias = egress.services.by_host(hostname).count() > 1;
         if !(own && alias) {
             self.0.push(Host {
                 host: virtual_host(hostname, port, Vec::new()),
@@ -256,7 +244,13 @@ fn virtual_host(hostname: &str, port: u32, routes: Vec<Route>) -> VirtualHost {
     }
 }
 
-fn service_host(scope: &Scope, service: &Service, port: u32, routes: Vec<Route>) -> Host {
+fn service_host(
+    scope: &Scope,
+    egress: Egress<'_>,
+    service: &Service,
+    port: u32,
+    routes: Vec<Route>,
+) -> Host {
     let hostname = &*service.hostname;
     let both = |name: &str| [bracketed(name), names::host_port(name, port)];
     let mut primary: Vec<String> = both(hostname).to_vec();
@@ -270,7 +264,8 @@ fn service_host(scope: &Scope, service: &Service, port: u32, routes: Vec<Route>)
         alternates.extend(pods);
     }
     // All addresses that the host has on this port, not only those of the one service that gave the name.
-    for alias in scope.by_host(hostname).filter(|s| s.port(port).is_some()) {
+    let aliases = egress.services.by_host(hostname);
+    for alias in aliases.filter(|s| s.port(port).is_some()) {
         if let Some(ip) = alias.address.ip() {
             alternates.extend(both(&ip.to_string()));
         }

@@ -23,7 +23,7 @@ use crate::{
         listener::{Filter, FilterChain, FilterChainMatch},
         network_filter,
     },
-    model::{Address, Protocol, Service, ServicePort, host},
+    model::{Address, Protocol, Service, host},
     names,
     snapshot::Scope,
 };
@@ -111,83 +111,124 @@ pub(super) fn route_filters(
     }
 }
 
-/// Chains for a service port of the outbound side: those of the VirtualServices that apply, then the default one.
-/// `sni` says whether a listener must tell TLS services apart by SNI.
-pub(super) fn service_chains(
-    scope: &Scope,
-    service: &Service,
-    port: &ServicePort,
-    sni: bool,
-) -> Vec<FilterChain> {
-    let own: Vec<CidrRange> = match service.address {
-        Address::Cidr(net) => vec![envoy::cidr(net.addr(), net.prefix_len())],
-        _ => Vec::new(),
-    };
-    let applying = scope
-        .virtual_services()
-        .iter()
-        .filter(|v| v.hosts.iter().any(|h| host::matches(h, &service.hostname)));
-    let cluster = names::outbound(port.number, "", &service.hostname);
-    let default = filters(scope, &cluster, port.protocol);
-    if !port.protocol.is_tls() {
-        return tcp_chains(scope, port, &own, applying, default);
-    }
-    // Encrypted connections follow tls rules only. Where one applies, names it does not mention are nobody's.
-    let mut out = Vec::new();
-    for config in applying {
-        for (route, m) in config
-            .tls
-            .iter()
-            .flat_map(|r| r.matches.iter().map(move |m| (r, m)))
-        {
-            let names = m.sni_hosts.iter().filter(|n| {
-                host::subset_of(n, &service.hostname)
-                    || config.hosts.iter().any(|h| host::subset_of(n, h))
-            });
-            let server_names: Vec<String> = names.cloned().collect();
-            if !server_names.is_empty() && holds(scope, m, MESH, Some(port.number)) {
-                let filters = route_filters(scope, config, route, port.number, port.protocol);
-                out.push(chain(server_names, ranges(m, &own), filters));
-            }
+/// A service as it is called at a listener.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) service: &'a Service,
+    /// The listener's port; 0: a socket.
+    pub(super) port: u32,
+    /// What the listener speaks.
+    pub(super) protocol: Protocol,
+    /// The service's port, where no VirtualService says otherwise.
+    pub(super) cluster_port: u32,
+    /// The listener is for all addresses: those of the service are to be matched.
+    pub(super) own_range: bool,
+    /// The listener must tell TLS services apart by SNI.
+    pub(super) sni: bool,
+}
+
+impl Target<'_> {
+    /// The port that destinations without one are called on.
+    fn called(self) -> u32 {
+        match self.port {
+            0 => self.cluster_port,
+            port => port,
         }
     }
-    if out.is_empty() {
-        let server_names = match sni && &*service.hostname != "*" {
-            true => vec![service.hostname.to_string()],
-            false => Vec::new(),
-        };
-        out.push(chain(server_names, own, default));
+}
+
+/// Chains for a service of the outbound side: those of the VirtualServices that apply, else (TCP: then) the default one.
+pub(super) fn service_chains(
+    scope: &Scope,
+    virtual_services: &[Arc<VirtualServiceConfig>],
+    target: Target<'_>,
+) -> Vec<FilterChain> {
+    let Target { service, .. } = target;
+    let own: Vec<CidrRange> = match service.address {
+        Address::Cidr(net) if target.own_range => vec![envoy::cidr(net.addr(), net.prefix_len())],
+        _ => Vec::new(),
+    };
+    let applying = virtual_services
+        .iter()
+        .filter(|v| v.hosts.iter().any(|h| host::matches(h, &service.hostname)));
+    let mut out = Vec::new();
+    for config in applying {
+        match target.protocol.is_tls() {
+            true => tls_chains(scope, config, target, &own, &mut out),
+            false if tcp_chains(scope, config, target, &own, &mut out) => return out,
+            false => {}
+        }
     }
+    // Encrypted connections follow tls rules only. Where one applies, names it does not mention are nobody's.
+    if target.protocol.is_tls() && !out.is_empty() {
+        return out;
+    }
+    // A rule may say for the whole range of the service what the default would.
+    let is_own = |m: &FilterChainMatch| m.server_names.is_empty() && m.prefix_ranges == own;
+    let mut matches = out.iter().filter_map(|c| c.filter_chain_match.as_ref());
+    if matches.any(is_own) {
+        return out;
+    }
+    let cluster = names::outbound(target.cluster_port, "", &service.hostname);
+    let by_sni = target.protocol.is_tls() && target.sni && &*service.hostname != "*";
+    let server_names = match by_sni {
+        true => vec![service.hostname.to_string()],
+        false => Vec::new(),
+    };
+    let filters = filters(scope, &cluster, target.protocol);
+    out.push(chain(server_names, own, filters));
     out
 }
 
-/// Chains of tcp rules up to the first that takes every address, or else the default.
-fn tcp_chains<'a>(
+fn tls_chains(
     scope: &Scope,
-    port: &ServicePort,
+    config: &VirtualServiceConfig,
+    target: Target<'_>,
     own: &[CidrRange],
-    applying: impl Iterator<Item = &'a Arc<VirtualServiceConfig>>,
-    default: Vec<Filter>,
-) -> Vec<FilterChain> {
-    let mut out = Vec::new();
-    for config in applying {
-        for route in &config.tcp {
-            let matching: Vec<&L4Match> = route
-                .matches
-                .iter()
-                .filter(|m| holds(scope, m, MESH, Some(port.number)))
-                .collect();
-            for m in &matching {
-                let filters = route_filters(scope, config, route, port.number, port.protocol);
-                out.push(chain(Vec::new(), ranges(m, own), filters));
+    out: &mut Vec<FilterChain>,
+) {
+    for route in &config.tls {
+        let matching = route.matches.iter().filter(|m| holds_at(scope, m, target));
+        for m in matching {
+            let names = m.sni_hosts.iter().filter(|n| {
+                host::subset_of(n, &target.service.hostname)
+                    || config.hosts.iter().any(|h| host::subset_of(n, h))
+            });
+            let server_names: Vec<String> = names.cloned().collect();
+            if server_names.is_empty() {
+                continue;
             }
-            if matching.iter().any(|m| m.subnets.is_empty()) {
-                return out;
+            let filters = route_filters(scope, config, route, target.called(), target.protocol);
+            out.push(chain(server_names, ranges(m, target, own), filters));
+        }
+    }
+}
+
+/// Returns whether the rules leave nothing to the ones after them.
+fn tcp_chains(
+    scope: &Scope,
+    config: &VirtualServiceConfig,
+    target: Target<'_>,
+    own: &[CidrRange],
+    out: &mut Vec<FilterChain>,
+) -> bool {
+    for route in &config.tcp {
+        let matching = route.matches.iter().filter(|m| holds_at(scope, m, target));
+        for m in matching {
+            let filters = route_filters(scope, config, route, target.called(), target.protocol);
+            let ranges = ranges(m, target, own);
+            out.push(chain(Vec::new(), ranges, filters));
+            if m.subnets.is_empty() || target.port == 0 {
+                return true;
             }
         }
     }
-    out.push(chain(Vec::new(), own.to_vec(), default));
-    out
+    false
+}
+
+/// Whether a match holds for the mesh at a listener.
+fn holds_at(scope: &Scope, m: &L4Match, target: Target<'_>) -> bool {
+    holds(scope, m, MESH, Some(target.port))
 }
 
 /// Whether a match holds for a gateway (or the mesh) and a port.
@@ -198,8 +239,9 @@ pub(super) fn holds(scope: &Scope, m: &L4Match, gateway: &str, port: Option<u32>
     gateway_holds && labels_hold && (m.port.is_none() || m.port == port)
 }
 
-fn ranges(m: &L4Match, own: &[CidrRange]) -> Vec<CidrRange> {
-    if m.subnets.is_empty() {
+/// The addresses of a match, or those of the service. Connections to a socket have none.
+fn ranges(m: &L4Match, target: Target<'_>, own: &[CidrRange]) -> Vec<CidrRange> {
+    if m.subnets.is_empty() || target.port == 0 {
         return own.to_vec();
     }
     m.subnets

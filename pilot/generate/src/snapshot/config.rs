@@ -5,10 +5,11 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use mesh_config::{Configs, Meta, Object};
 
-use super::{Settings, rules::RuleIndex};
+use super::{
+    Settings, rules::RuleIndex, sidecars::SidecarIndex, virtual_services::VirtualServiceIndex,
+};
 use crate::{
-    compile::{Context, DestinationRuleConfig, GatewayConfig, VirtualServiceConfig},
-    model::Labels,
+    compile::{Context, DestinationRuleConfig, GatewayConfig, SidecarConfig, VirtualServiceConfig},
     registry::service_entry::{self, Converted},
     report::{Rejection, Report},
 };
@@ -22,10 +23,12 @@ pub struct ConfigIndex {
     pub rules: RuleIndex,
     /// The oldest first.
     pub gateways: Vec<Arc<GatewayConfig>>,
-    /// Label keys that some VirtualService asks of its clients: only these tell scopes apart.
-    pub source_label_keys: Vec<String>,
     /// Some rule asks for mesh mTLS: then clusters name the service accounts of their endpoints.
     pub(super) names_accounts: bool,
+    /// By the workloads they are for.
+    pub sidecars: SidecarIndex,
+    pub(super) virtual_service_index: VirtualServiceIndex,
+    pub(super) sidecar_configs: Vec<Arc<SidecarConfig>>,
     pub(super) destination_rules: Vec<Arc<DestinationRuleConfig>>,
     pub(super) service_entries: Vec<Arc<Converted>>,
     pub(super) report: Report,
@@ -56,6 +59,11 @@ impl ConfigIndex {
             previous.map(|p| p.gateways.as_slice()),
             |object| Some(GatewayConfig::compile(object)),
         );
+        let sidecar_configs = take_over(
+            &configs.sidecars,
+            previous.map(|p| p.sidecar_configs.as_slice()),
+            |object| Some(SidecarConfig::compile(object)),
+        );
         let service_entries = take_over(
             &configs.service_entries,
             previous.map(|p| p.service_entries.as_slice()),
@@ -76,11 +84,21 @@ impl ConfigIndex {
             .rejections
             .extend(gateways.iter().flat_map(|v| v.rejections.iter().cloned()));
         report.rejections.extend(
+            sidecar_configs
+                .iter()
+                .flat_map(|v| v.rejections.iter().cloned()),
+        );
+        report.rejections.extend(
             service_entries
                 .iter()
                 .flat_map(|v| v.rejections.iter().cloned()),
         );
         report.rejections.append(&mut orphaned);
+        let sidecars = SidecarIndex::new(
+            &sidecar_configs,
+            settings.root_namespace.clone(),
+            &mut report,
+        );
         report.rejections.sort();
 
         let rules = RuleIndex::new(
@@ -89,35 +107,19 @@ impl ConfigIndex {
             previous.map(|p| &p.rules),
             &mut report,
         );
-        let mut source_label_keys: Vec<String> = virtual_services
-            .iter()
-            .flat_map(|v| source_labels(v))
-            .flat_map(|l| l.keys().cloned())
-            .collect();
-        source_label_keys.sort();
-        source_label_keys.dedup();
         ConfigIndex {
+            virtual_service_index: VirtualServiceIndex::new(&virtual_services),
             virtual_services,
             rules,
             gateways,
-            source_label_keys,
             names_accounts: destination_rules.iter().any(|r| r.uses_mesh_tls()),
+            sidecars,
+            sidecar_configs,
             destination_rules,
             service_entries,
             report,
         }
     }
-}
-
-fn source_labels(config: &VirtualServiceConfig) -> impl Iterator<Item = &Labels> {
-    let http = config.http.iter().map(|r| &r.source_labels);
-    let l4 = config
-        .tcp
-        .iter()
-        .chain(&config.tls)
-        .flat_map(|r| &r.matches)
-        .map(|m| &m.source_labels);
-    http.chain(l4)
 }
 
 /// A compiled form that remembers what it was made of.
@@ -141,6 +143,7 @@ compiled! {
     VirtualServiceConfig => proto_networking::networking::VirtualService,
     DestinationRuleConfig => proto_networking::networking::DestinationRule,
     GatewayConfig => proto_networking::networking::Gateway,
+    SidecarConfig => proto_networking::networking::Sidecar,
     Converted => proto_networking::networking::ServiceEntry
 }
 

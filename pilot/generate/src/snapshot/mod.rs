@@ -12,21 +12,29 @@ mod rules;
 mod scope;
 mod services;
 mod settings;
+mod sidecars;
+mod touches;
+mod view;
+mod virtual_services;
 
 use std::{net::IpAddr, sync::Arc};
 
 use ahash::AHashMap;
 use mesh_config::{Configs, MeshConfig, mesh::MeshNetworks};
 
+pub(crate) use self::view::RouteOf;
 pub use self::{
-    change::{Affected, ChangeSet},
+    change::ChangeSet,
     config::ConfigIndex,
     locality::{Arranged, Distribute, LocalityLb, Vantage, as_they_are},
     networks::Networks,
     rules::{MergedRule, RuleIndex},
     scope::{Scope, ScopeKey},
-    services::ServiceIndex,
+    services::{ServiceIndex, ServiceSet},
     settings::{AccessLogSettings, Settings},
+    sidecars::SidecarIndex,
+    touches::Affected,
+    view::{Egress, View, ViewKey},
 };
 use crate::{
     Options,

@@ -1,18 +1,17 @@
 //! What a proxy may see, shared by all proxies that may see the same.
 //!
-//! A scope is a snapshot seen through a [`ScopeKey`]: visible services and VirtualServices, selected Gateways. Built in
-//! O(services + VirtualServices) of pointer work; whoever generates keeps scopes by key for as long as the snapshot lives.
+//! A scope is a snapshot seen through a [`View`], by proxies that are alike in everything else that their shared
+//! configuration depends on. It costs nothing to make from the two, and a few pointers to keep: services and VirtualServices
+//! are the view's, endpoints and DestinationRules are read from the snapshot.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use ahash::AHashMap;
-
-use super::{MergedRule, Settings, Snapshot, Vantage};
+use super::{MergedRule, Settings, Snapshot, Vantage, View, ViewKey, view::Egress};
 use crate::{
-    compile::{Destination, GatewayConfig, VirtualServiceConfig},
+    compile::{Destination, GatewayConfig, SidecarConfig, SidecarId, VirtualServiceConfig},
     model::{
         CertificateSources, InterceptionMode, Labels, Proxy, ProxyKind, RouterMode, Service,
-        ServicePort, Visibility, host, selects,
+        ServicePort, selects,
     },
     names,
 };
@@ -24,24 +23,26 @@ pub struct ScopeKey {
     pub kind: ProxyKind,
     /// Namespace whose config applies.
     pub namespace: Arc<str>,
+    /// The Sidecar that applies: which one says it all, its content is the snapshot's.
+    pub sidecar: Option<SidecarId>,
     /// Domain from which short host names are understood.
     pub dns_domain: Arc<str>,
-    /// Those labels that some config asks for.
+    /// Those labels that some VirtualService in view, or (routers) some Gateway, asks for.
     pub labels: BTreeMap<String, String>,
-    /// Listeners are bound for real: traffic is not captured.
-    pub bound: bool,
+    /// How traffic is captured.
+    pub interception: InterceptionMode,
     /// Accept HTTP/1.0.
     pub http10: bool,
     /// Idle timeout the proxy asked for.
     pub idle_timeout: Option<Duration>,
+    /// Whether the workload has IPv4 addresses (else the wildcard address is `::`).
+    pub ipv4: bool,
     /// What its place means to locality load balancing.
     pub vantage: Vantage,
     /// Its network, where the mesh has several.
     pub network: Arc<str>,
     /// Networks whose endpoints it asked to see in clusters that resolve names, sorted; empty: the unnamed one.
     pub network_view: Vec<Arc<str>>,
-    /// Whether the workload has IPv4 addresses (else the wildcard address is `::`).
-    pub ipv4: bool,
     /// Where its certificates come from.
     pub certificates: Arc<CertificateSources>,
     /// A router that passes TLS on to the cluster that the SNI names.
@@ -49,10 +50,10 @@ pub struct ScopeKey {
 }
 
 impl ScopeKey {
-    /// The key of a proxy under a snapshot. Cheap: ask anew for every snapshot, since which labels matter may change.
-    pub fn of(snapshot: &Snapshot, proxy: &Proxy) -> ScopeKey {
+    /// The key of a proxy under a snapshot and its view of it. Cheap: ask anew for every snapshot, since which labels matter
+    /// may change.
+    pub fn of(snapshot: &Snapshot, view: &View, proxy: &Proxy) -> ScopeKey {
         let all = snapshot.labels_of(proxy);
-        let config = snapshot.config();
         let mut labels: BTreeMap<String, String> = BTreeMap::new();
         let mut keep = |key: &String| {
             if let Some(value) = all.get(key) {
@@ -60,21 +61,32 @@ impl ScopeKey {
             }
         };
         match proxy.kind {
-            ProxyKind::Sidecar => config.source_label_keys.iter().for_each(&mut keep),
-            ProxyKind::Router => config
+            ProxyKind::Sidecar => view.label_keys().iter().for_each(&mut keep),
+            ProxyKind::Router => snapshot
+                .config()
                 .gateways
                 .iter()
                 .flat_map(|g| g.selector.keys())
                 .for_each(&mut keep),
         }
+        let ViewKey {
+            kind,
+            namespace,
+            sidecar,
+        } = view.key().clone();
         ScopeKey {
-            kind: proxy.kind,
-            namespace: proxy.namespace.clone(),
+            kind,
+            namespace,
+            sidecar,
             dns_domain: proxy.dns_domain.clone(),
             labels,
-            bound: proxy.kind == ProxyKind::Router || proxy.interception == InterceptionMode::None,
+            interception: match proxy.kind {
+                ProxyKind::Sidecar => proxy.interception,
+                ProxyKind::Router => InterceptionMode::None,
+            },
             http10: proxy.http10 || snapshot.settings().options.http10,
             idle_timeout: proxy.idle_timeout,
+            ipv4: proxy.ipv4(),
             vantage: match &snapshot.settings().locality_lb {
                 Some(lb) => lb.vantage(&snapshot.locality_of(proxy)),
                 None => Vantage::Anywhere,
@@ -84,15 +96,26 @@ impl ScopeKey {
                 false => Arc::default(),
             },
             network_view: network_view(proxy),
-            ipv4: proxy.ipv4(),
             certificates: proxy.certificates.clone(),
             sni_dnat: proxy.kind == ProxyKind::Router && proxy.router_mode == RouterMode::SniDnat,
         }
     }
-}
 
-impl ScopeKey {
-    /// Whether endpoints of a network are among those the proxy asked to see.
+    /// Whose view it is.
+    pub fn view(&self) -> ViewKey {
+        ViewKey {
+            kind: self.kind,
+            namespace: self.namespace.clone(),
+            sidecar: self.sidecar.clone(),
+        }
+    }
+
+    /// Whether listeners are bound for real: traffic is not captured.
+    pub fn bound(&self) -> bool {
+        self.interception == InterceptionMode::None
+    }
+
+    /// Whether a network's endpoints are among those the proxy asked to see.
     pub fn sees_network(&self, network: &str) -> bool {
         match self.network_view.is_empty() {
             true => network.is_empty(),
@@ -108,57 +131,30 @@ fn network_view(proxy: &Proxy) -> Vec<Arc<str>> {
     view
 }
 
-/// A snapshot seen through a [`ScopeKey`]: visible services and VirtualServices, selected Gateways.
-///
-/// Built in O(services + VirtualServices) of pointer work; whoever generates keeps scopes by key for as long as the
-/// snapshot lives.
+/// See the [module](self).
 #[derive(Clone, Debug)]
 pub struct Scope {
     snapshot: Arc<Snapshot>,
-    key: ScopeKey,
-    services: Vec<Arc<Service>>,
-    by_host: AHashMap<Arc<str>, Vec<u32>>,
-    virtual_services: Vec<Arc<VirtualServiceConfig>>,
-    gateways: Vec<Arc<GatewayConfig>>,
+    view: Arc<View>,
+    key: Arc<ScopeKey>,
+    gateways: Arc<[Arc<GatewayConfig>]>,
 }
 
 impl Scope {
-    /// The scope of a proxy.
+    /// The scope of a proxy, with a view of its own.
     pub fn of(snapshot: &Arc<Snapshot>, proxy: &Proxy) -> Scope {
-        Scope::build(snapshot, ScopeKey::of(snapshot, proxy))
+        let view = Arc::new(View::of(snapshot, proxy));
+        let key = ScopeKey::of(snapshot, &view, proxy);
+        Scope::new(snapshot.clone(), view, Arc::new(key))
     }
 
-    /// Builds a scope.
-    pub fn build(snapshot: &Arc<Snapshot>, key: ScopeKey) -> Scope {
-        let visible = |visibility: Visibility, namespace: &str| {
-            key.kind == ProxyKind::Router
-                || visibility == Visibility::Public
-                || namespace == &*key.namespace
-        };
-        let all = snapshot.services().all();
-        let services: Vec<Arc<Service>> = all
-            .iter()
-            .filter(|s| visible(s.visibility, &s.namespace))
-            .cloned()
-            .collect();
-        let mut by_host: AHashMap<Arc<str>, Vec<u32>> = AHashMap::with_capacity(services.len());
-        for (i, service) in (0..).zip(&services) {
-            by_host.entry(service.hostname.clone()).or_default().push(i);
-        }
-        let config = snapshot.config();
-        let virtual_services = config
-            .virtual_services
-            .iter()
-            .filter(|v| {
-                v.visibility == Visibility::Public || v.meta.namespace.as_str() == &*key.namespace
-            })
-            .filter(|v| key.kind == ProxyKind::Router || v.on_mesh())
-            .cloned()
-            .collect();
+    /// A scope from its parts: O(1), O(Gateways) for routers. The view must be of the snapshot and of the key.
+    pub fn new(snapshot: Arc<Snapshot>, view: Arc<View>, key: Arc<ScopeKey>) -> Scope {
         let own_only = snapshot.settings().options.scope_gateway_to_namespace;
         let gateways = match key.kind {
-            ProxyKind::Sidecar => Vec::new(),
-            ProxyKind::Router => config
+            ProxyKind::Sidecar => Arc::from([]),
+            ProxyKind::Router => snapshot
+                .config()
                 .gateways
                 .iter()
                 .filter(|g| selects(&g.selector, &key.labels))
@@ -167,11 +163,9 @@ impl Scope {
                 .collect(),
         };
         Scope {
-            snapshot: snapshot.clone(),
+            snapshot,
+            view,
             key,
-            services,
-            by_host,
-            virtual_services,
             gateways,
         }
     }
@@ -181,24 +175,46 @@ impl Scope {
         &self.snapshot
     }
 
+    /// Services and VirtualServices it sees.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
     /// Mesh settings.
     pub fn settings(&self) -> &Settings {
         self.snapshot.settings()
     }
 
     /// Its key.
-    pub fn key(&self) -> &ScopeKey {
+    pub fn key(&self) -> &Arc<ScopeKey> {
         &self.key
+    }
+
+    /// The Sidecar that applies.
+    pub fn sidecar(&self) -> Option<&Arc<SidecarConfig>> {
+        self.view.sidecar()
+    }
+
+    /// Egress listeners in order; one without a port of its own is the last.
+    pub fn egress(&self) -> impl Iterator<Item = Egress<'_>> {
+        self.view.egress()
+    }
+
+    /// Whether destinations that nobody knows may be called.
+    pub fn allow_any(&self) -> bool {
+        let own = self.sidecar().and_then(|s| s.allow_any);
+        own.unwrap_or(self.settings().allow_any)
     }
 
     /// Visible services, the oldest first.
     pub fn services(&self) -> &[Arc<Service>] {
-        &self.services
+        self.view.services().all()
     }
 
-    /// Visible VirtualServices, the oldest first; for sidecars only those that apply to the mesh.
+    /// Visible VirtualServices, the oldest first: for sidecars those that apply to the mesh, for routers those of
+    /// Gateways.
     pub fn virtual_services(&self) -> &[Arc<VirtualServiceConfig>] {
-        &self.virtual_services
+        self.view.virtual_services()
     }
 
     /// Gateways that select this router, the oldest first.
@@ -208,11 +224,7 @@ impl Scope {
 
     /// Visible services of exactly this host.
     pub fn by_host(&self, hostname: &str) -> impl Iterator<Item = &Arc<Service>> {
-        self.by_host
-            .get(hostname)
-            .into_iter()
-            .flatten()
-            .filter_map(|i| self.services.get(*i as usize))
+        self.view.services().by_host(hostname)
     }
 
     /// Visible services that a possibly wildcard host of a config object stands for.
@@ -220,15 +232,7 @@ impl Scope {
         &'a self,
         pattern: &'a str,
     ) -> Box<dyn Iterator<Item = &'a Arc<Service>> + 'a> {
-        if host::is_wildcard(pattern) {
-            Box::new(
-                self.services
-                    .iter()
-                    .filter(move |s| host::matches(&s.hostname, pattern)),
-            )
-        } else {
-            Box::new(self.by_host(pattern))
-        }
+        self.view.services().matching(pattern)
     }
 
     /// The service and port behind a cluster: of several services with the host, the oldest that has the port.
@@ -271,5 +275,10 @@ impl Scope {
     /// Address of wildcard listeners.
     pub(crate) fn wildcard(&self) -> &'static str {
         if self.key.ipv4 { "0.0.0.0" } else { "::" }
+    }
+
+    /// Address of listeners for the workload alone.
+    pub(crate) fn localhost(&self) -> &'static str {
+        if self.key.ipv4 { "127.0.0.1" } else { "::1" }
     }
 }

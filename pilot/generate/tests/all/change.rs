@@ -65,9 +65,9 @@ fn a_route_change_touches_the_ports_of_its_hosts() {
     assert_eq!(kept, before.config().virtual_services.len() - 1);
 
     let change = ChangeSet::between(&before, &after);
-    let affected = change.affected();
-    assert!(affected.routes && !affected.clusters && !affected.endpoints && !affected.listeners);
     let scope = Scope::of(&after, &fixture.proxies[0]);
+    let affected = change.affected(scope.view());
+    assert!(affected.routes && !affected.clusters && !affected.endpoints && !affected.listeners);
     assert!(change.touches_route(&scope, "9080") && !change.touches_route(&scope, "7070"));
     assert!(!change.touches_cluster("outbound|9080||ratings.default.svc.cluster.local"));
 }

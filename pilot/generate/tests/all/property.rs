@@ -168,12 +168,18 @@ fn missed(first: &Fixture, second: &Fixture) -> Option<String> {
     let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
     let change = ChangeSet::between(&before, &after);
     let scope = Scope::of(&after, &second.proxies[0]);
+    // A proxy is judged by what it saw before.
+    let former = Scope::of(&before, &first.proxies[0]);
+    let affected = change.affected(former.view());
+    let own = change.touches_proxy(&after, &second.proxies[0]);
+    let all = own || change.touches_all(former.view());
     let touched = |kind: &str, name: &str| match kind {
-        "cluster" => change.affected().clusters && change.touches_cluster(name),
-        "endpoints" => change.affected().endpoints && change.touches_endpoints(name),
-        "listener" => change.affected().listeners,
-        "route" => change.affected().routes && change.touches_route(&scope, name),
-        _ => change.touches_proxy(&after, &second.proxies[0]),
+        _ if all => true,
+        "cluster" => affected.clusters && change.touches_cluster(name),
+        "endpoints" => affected.endpoints && change.touches_endpoints(name),
+        "listener" => affected.listeners,
+        "route" => affected.routes && change.touches_route(&scope, name),
+        _ => own,
     };
     let (old, new) = (resources(&before, first), resources(&after, second));
     // Building on a previous snapshot gives what building from nothing does.
