@@ -146,18 +146,22 @@ impl<T: Settings> SettingsSource<T> {
             .parent()
             .filter(|p| !p.as_os_str().is_empty())
             .unwrap_or(Path::new("."));
-        let mut watcher = None;
+        let (mut watcher, mut seen) = (None, false);
         loop {
             if watcher.is_none() {
                 watcher = news.watch(folder);
             }
             let owned = path.to_path_buf();
             match tokio::task::spawn_blocking(move || files::load(&owned)).await {
-                Ok(Ok(text)) => self.take(Some(&text), &path.display().to_string()),
-                Ok(Err(error))
-                    if error.kind() == std::io::ErrorKind::NotFound && !self.status().synced =>
-                {
-                    tracing::info!(file = %path.display(), "no {} there; Istio's defaults apply", T::NAME);
+                Ok(Ok(text)) => {
+                    seen = true;
+                    self.take(Some(&text), &path.display().to_string());
+                }
+                // One that was there and is gone is an accident: what it said stays.
+                Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound && !seen => {
+                    if !self.status().synced {
+                        tracing::info!(file = %path.display(), "no {} there; Istio's defaults apply", T::NAME);
+                    }
                     self.take(None, "");
                 }
                 Ok(Err(error)) => self.fail(format!("{}: {error}", path.display())),
@@ -273,6 +277,34 @@ mod tests {
         std::fs::write(&path, "trustDomain: three\n").unwrap();
         mesh.wait_for(|m| m.trust_domain == "three").await.unwrap();
         assert_eq!(source.status().error, None);
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+    /// Time is virtual: the file is looked for several times.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_never_was_is_no_error_and_may_come_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mesh");
+        let source = MeshSource::new();
+        let mut mesh = source.subscribe();
+        let shutdown = CancellationToken::new();
+        let task = tokio::spawn(
+            Arc::clone(&source).run(MeshLocation::File(path.clone()), shutdown.clone()),
+        );
+        tokio::time::sleep(3 * POLL).await;
+        assert_eq!(
+            source.status(),
+            MeshStatus {
+                synced: true,
+                error: None
+            }
+        );
+        std::fs::write(&path, "trustDomain: late\n").unwrap();
+        mesh.wait_for(|m| m.trust_domain == "late").await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        tokio::time::sleep(3 * POLL).await;
+        assert!(source.status().error.is_some());
+        assert_eq!(mesh.borrow().trust_domain, "late");
         shutdown.cancel();
         task.await.unwrap();
     }
