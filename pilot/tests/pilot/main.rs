@@ -11,4 +11,6 @@ mod matches;
 mod outside;
 mod process;
 mod resilience;
+mod sniffing;
 mod tcp;
+mod upstream;

@@ -181,3 +181,11 @@ where
         .await
         .unwrap_or_else(|_| Err(timeout.into()))
 }
+
+/// Reads a line from a server that speaks first.
+pub(crate) async fn greeting<S: AsyncRead + Unpin>(stream: S) -> std::io::Result<String> {
+    let mut text = String::new();
+    let mut stream = BufReader::new(stream);
+    tokio::time::timeout(PATIENCE, stream.read_line(&mut text)).await??;
+    Ok(text.trim_end().to_owned())
+}

@@ -42,6 +42,7 @@
 mod backend;
 mod config;
 mod http;
+mod kubernetes;
 mod namespace;
 mod pilot;
 mod proxy;
@@ -56,6 +57,7 @@ use std::{
 pub(crate) use backend::*;
 pub(crate) use config::*;
 pub(crate) use http::*;
+pub(crate) use kubernetes::*;
 pub(crate) use namespace::*;
 pub(crate) use pilot::*;
 pub(crate) use proxy::*;
