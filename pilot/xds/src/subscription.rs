@@ -434,10 +434,16 @@ impl Subscription {
         look.sort_unstable();
         let resources = lookup.named(&look);
         let mut differs = false;
+        // A client that refuses one secret (its file is missing) takes none of the response: each travels alone.
+        let alone = self.ty == ResourceType::Secret;
         for (name, resource) in look.iter().zip(resources) {
             let Some(sent) = self.names.get_mut(name) else {
                 continue;
             };
+            if alone && !payload.resources.is_empty() {
+                self.due.insert(name.clone());
+                continue;
+            }
             match resource {
                 Some(resource) if *sent == Sent::Version(resource.version) => {}
                 // What the client has stays as it is until its cluster is removed.

@@ -313,3 +313,25 @@ async fn an_unknown_type_gets_no_answer_and_disturbs_nobody() {
             .contains("pilot_xds_unknown_type_requests_total 1")
     );
 }
+
+#[tokio::test]
+async fn secrets_travel_alone_so_that_a_refused_one_holds_no_other_back() {
+    let shop = world()
+        .set(Secret, "a", "secret a")
+        .set(Secret, "b", "secret b");
+    let server = Server::start(shop).await;
+    let mut client = server.sotw().await;
+    let names = ["a", "b", "sentinel"];
+    client.ask(Secret, &names).await;
+    let response = client.expect(Secret, &["secret a"]).await;
+    client.nack(&response, &names, "no such file").await;
+    let response = client.expect(Secret, &["secret b"]).await;
+    client.ack(&response, &names).await;
+    let response = client.expect(Secret, &["s"]).await;
+    client.ack(&response, &names).await;
+    // A change of both is two responses as well.
+    server.change(|world| world.set(Secret, "a", "A").set(Secret, "b", "B"));
+    let response = client.expect(Secret, &["A"]).await;
+    client.ack(&response, &names).await;
+    client.expect(Secret, &["B"]).await;
+}
