@@ -5,12 +5,15 @@ mod actions;
 mod capture;
 mod envoy;
 mod gateway;
+mod gateway_tls;
 #[allow(dead_code, unused_imports)] // a box of tools: not each is in use at every moment
 mod harness;
 mod matches;
 mod outside;
 mod process;
 mod resilience;
+mod secrets;
 mod sniffing;
 mod tcp;
 mod upstream;
+mod upstream_tls;

@@ -25,6 +25,8 @@ pub(crate) struct Proxy {
     locality: Value,
     delta: bool,
     bound: bool,
+    /// Socket on which an agent serves secrets.
+    secrets: Option<PathBuf>,
 }
 
 impl Proxy {
@@ -47,6 +49,7 @@ impl Proxy {
             locality: json!({}),
             delta: true,
             bound: kind == "router",
+            secrets: None,
         }
     }
 
@@ -76,6 +79,12 @@ impl Proxy {
         self
     }
 
+    /// Secrets are served at this socket, as pilot-agent does for its Envoy.
+    pub(crate) fn secrets(mut self, socket: &Path) -> Self {
+        self.secrets = Some(socket.to_owned());
+        self.metadata("AGENT_SDS", json!("1"))
+    }
+
     /// State of the world instead of delta.
     pub(crate) fn sotw(mut self) -> Self {
         self.delta = false;
@@ -99,6 +108,16 @@ impl Proxy {
         );
         let mut bootstrap = bootstrap(pilot.grpc, self.delta, &node, &self.metadata);
         bootstrap["node"]["locality"] = self.locality;
+        if let Some(socket) = &self.secrets {
+            let clusters = bootstrap["static_resources"]["clusters"].as_array_mut();
+            let clusters = clusters.unwrap();
+            let mut cluster = clusters[0].clone();
+            cluster["name"] = json!("sds-grpc");
+            cluster["load_assignment"] = json!({"cluster_name": "sds-grpc", "endpoints": [{"lb_endpoints": [{
+                "endpoint": {"address": {"pipe": {"path": socket}}}
+            }]}]});
+            clusters.push(cluster);
+        }
         bootstrap["admin"]["address"]["socket_address"] =
             json!({"address": pod.ip.to_string(), "port_value": 15000});
         let mut envoy = Envoy::launch(node, &bootstrap, Some(pod)).await;

@@ -1,6 +1,6 @@
 //! Certificates, and TLS at both ends of a proxy.
 
-use std::sync::Arc;
+use std::{fs::Permissions, os::unix::fs::PermissionsExt as _, sync::Arc};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -64,10 +64,41 @@ impl Authority {
         }
     }
 
+    /// The PEM files of a server: `NAME.pem`, `NAME.key` of a certificate for `names`, and `NAME-ca.pem` of this authority.
+    pub(crate) fn files(&self, folder: &Files, name: &str, names: &[&str]) {
+        let identity = self.issue(names);
+        folder.write(&format!("{name}.key"), &identity.key_pem);
+        folder.write(&format!("{name}.pem"), &identity.certificate_pem);
+        folder.write(&format!("{name}-ca.pem"), &self.pem());
+    }
+
     fn roots(&self) -> RootCertStore {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
         roots
+    }
+}
+
+/// A folder of certificate files that Envoy's user may read.
+pub(crate) struct Files(tempfile::TempDir);
+
+impl Files {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        Self(folder)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Writes or replaces a file in one step.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let partial = self.path(&format!(".{name}"));
+        std::fs::write(&partial, text).unwrap();
+        std::fs::set_permissions(&partial, Permissions::from_mode(0o644)).unwrap();
+        std::fs::rename(partial, self.path(name)).unwrap();
     }
 }
 
@@ -87,6 +118,20 @@ pub(crate) fn server_tls(identity: &Identity, clients: Option<&Authority>) -> Se
         .unwrap();
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config
+}
+
+/// A request over TLS on a new connection; the certificate must be one of `authority` for `sni`.
+pub(crate) async fn ask_tls(
+    to: (std::net::Ipv4Addr, u16),
+    sni: &str,
+    authority: &Authority,
+    identity: Option<&Identity>,
+    request: super::Request,
+) -> Result<super::Response, String> {
+    let stream = TcpStream::connect(to).await;
+    let stream = stream.map_err(|error| format!("{to:?}: {error}"))?;
+    let stream = tls(stream, sni, authority, identity, &["http/1.1"]).await;
+    super::send(stream.map_err(|e| format!("{sni}: {e}"))?, request).await
 }
 
 /// A TLS client's handshake over a connection: trusts `authority` only, sends `sni`, shows `identity` if asked for one.

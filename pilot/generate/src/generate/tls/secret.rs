@@ -7,11 +7,12 @@
 //! - pilot-agent, for the Envoy it started (it watches the files and serves their content: a file that comes late, or is
 //!   replaced, is taken up, and a bad one never replaces a good one);
 //! - else Pilot itself, on the ADS stream: [`secret`] answers with the paths, and Envoy reads. It follows files that are moved
-//!   into place, also late ones, as long as their directory was there when it was told.
+//!   into place. A certificate that comes late is taken up if its directory was there before; a CA that comes late only when
+//!   the stream is made anew, since Envoy refuses it before it begins to watch.
 //!
 //! What Envoy 1.40 does with either, tried: a listener with a secret that does not exist serves its other chains at once if
 //! its source says so (delta: a removed name), else after the initial fetch timeout; a secret that names a missing file is refused
-//! alone, with the same result.
+//! alone, with the same result, if it travels alone: of a response with several Envoy takes none after the bad one.
 
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret::Type,
