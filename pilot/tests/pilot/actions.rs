@@ -353,7 +353,7 @@ fn faults() {
         )
         .await;
         // Envoy counts the delays. Its timers start from a time read a little earlier, so only half of one is asked for.
-        let delays = "http.outbound_0.0.0.0_80.fault.delays_injected";
+        let delays = "http.outbound_127.0.0.1_80.fault.delays_injected";
         for (line, status, counted) in [("GET /late", 200, 1), ("GET /both", 418, 2)] {
             let begun = Instant::now();
             assert_eq!(world.ask(line).await.status, status, "{line}");
