@@ -13,10 +13,13 @@ use anyhow::Context as _;
 use lab_kubernetes::{ExecOptions, ExecSession, ExitStatus};
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    pty::openpty,
+    unistd::{Uid, fchown},
 };
-use rustix::termios::{Winsize, tcsetwinsize};
-use std::os::unix::process::ExitStatusExt as _;
+use rustix::{
+    pty::{ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
+use std::os::unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     process::{Child, Command},
@@ -29,7 +32,7 @@ use crate::container::runtime::Running;
 pub(super) fn start(running: &Running, options: ExecOptions) -> anyhow::Result<ExecSession> {
     let command = running.command(options.command.clone(), options.tty)?;
     if options.tty {
-        with_terminal(command, &options)
+        with_terminal(running, command, &options)
     } else {
         with_pipes(command, &options)
     }
@@ -70,8 +73,45 @@ fn with_pipes(mut command: Command, options: &ExecOptions) -> anyhow::Result<Exe
     })
 }
 
-fn with_terminal(mut command: Command, options: &ExecOptions) -> anyhow::Result<ExecSession> {
-    let pty = openpty(None, None).context("opening a terminal")?;
+/// The two ends of a terminal.
+struct Pty {
+    master: OwnedFd,
+    slave: OwnedFd,
+}
+
+/// A terminal of the container's own /dev/pts, else programs in it do not find the name of theirs (`tty`: not a tty).
+/// It belongs to the user that the container runs as.
+fn terminal_of(running: &Running) -> anyhow::Result<Pty> {
+    let root = format!("/proc/{}/root", running.state.init.pid);
+    let open = |path: &str| {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlag::O_NOCTTY.bits())
+            .open(format!("{root}{path}"));
+        file.map(OwnedFd::from)
+            .with_context(|| format!("opening the container's {path}"))
+    };
+    let master = open("/dev/pts/ptmx")?;
+    unlockpt(&master).context("unlocking the terminal")?;
+    let name = ptsname(&master, Vec::new()).context("naming the terminal")?;
+    let slave = open(name.to_str().context("naming the terminal")?)?;
+    // The paths are named after a process id: what was opened counts only if it is still that process's.
+    anyhow::ensure!(
+        running.state.init.is_alive(),
+        "the container is no longer running"
+    );
+    let owner = Uid::from_raw(running.spec()?.privileges.uid);
+    fchown(&slave, Some(owner), None).context("giving the terminal to the container's user")?;
+    Ok(Pty { master, slave })
+}
+
+fn with_terminal(
+    running: &Running,
+    mut command: Command,
+    options: &ExecOptions,
+) -> anyhow::Result<ExecSession> {
+    let pty = terminal_of(running)?;
     let slave = |what: &str| {
         pty.slave
             .try_clone()

@@ -107,7 +107,7 @@ pub(crate) async fn exec_runs_in_the_container(lab: &Lab) {
     let mut process = pods
         .exec(
             "shell",
-            ["bash", "-c", "test -t 0 && stty size; echo done"],
+            ["bash", "-c", "test -t 0 && stty size; tty; echo done"],
             &terminal,
         )
         .await
@@ -119,7 +119,7 @@ pub(crate) async fn exec_runs_in_the_container(lab: &Lab) {
         .read_to_string(&mut out)
         .await
         .unwrap();
-    assert!(out.contains("done\r\n"), "{out:?}");
+    assert!(out.contains("/dev/pts/0\r\ndone\r\n"), "{out:?}");
 }
 
 pub(crate) async fn port_forward_reaches_loopback_of_the_pod(lab: &Lab) {
