@@ -43,12 +43,13 @@ pub(crate) async fn run(global: &Global, args: DemoArgs) -> anyhow::Result<ExitC
     };
     let lab = StateDir::at(&state)?;
     let outcomes = experiments_in_lab(&here, &args, &progress, &stop).await;
-    if args.keep {
+    // Without a folder it never started, and why is all there is to say.
+    if args.keep && state.exists() {
         progress.say(&format!(
             "the lab goes on running: istioctl lab status --state-dir {}",
             state.display()
         ));
-    } else {
+    } else if state.exists() {
         let down = take_down(&lab, args.up.bin_dir.clone(), outcomes.is_ok(), &progress).await;
         if let (Err(_), false) = (&outcomes, state.join("lab.log").exists()) {
             // Nothing to look at: it never started.
@@ -56,7 +57,10 @@ pub(crate) async fn run(global: &Global, args: DemoArgs) -> anyhow::Result<ExitC
         } else if outcomes.is_err() {
             progress.say(&format!("logs are kept in {}", state.display()));
         }
-        down?;
+        // What went wrong first comes first.
+        if outcomes.is_ok() {
+            down?;
+        }
     }
     let (outcomes, chosen) = outcomes?;
     if args.up.output.is_json() {

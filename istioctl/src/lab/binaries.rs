@@ -31,7 +31,7 @@ pub(super) fn find(bin_dir: Option<PathBuf>, envoy: Option<PathBuf>) -> anyhow::
     let mut missing = Vec::new();
     if !nix::unistd::geteuid().is_root() {
         missing.push(
-            "root: the lab makes network namespaces and iptables rules of its own; run it with sudo".to_owned(),
+            "root: the lab makes network namespaces and iptables rules of its own; run it with sudo (rootless, in a user namespace, is not supported yet)".to_owned(),
         );
     }
     for (program, package) in SYSTEM {

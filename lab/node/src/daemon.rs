@@ -24,7 +24,7 @@ use crate::{
     images::Images,
     kubelet::{NodeKubelet, Sampler},
     lab::{
-        Lab, down,
+        self, Lab, down,
         host::HostNet,
         state::{LabInfo, StateDir},
     },
@@ -58,6 +58,8 @@ pub(crate) fn run(args: DaemonArgs) -> anyhow::Result<ExitCode> {
         log,
     } = args;
     logging::init(&log)?;
+    // Before anything is written: a refusal leaves nothing behind.
+    lab::check_privilege()?;
     mesh_service::install_tls_provider();
     let state = StateDir::create(&state_dir)?;
     let lock = state.lock()?;

@@ -59,7 +59,7 @@ impl Lab {
 }
 
 /// Namespaces with real network devices and mounts need root.
-fn check_privilege() -> anyhow::Result<()> {
+pub(crate) fn check_privilege() -> anyhow::Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
