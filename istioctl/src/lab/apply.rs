@@ -1,4 +1,7 @@
 //! Server-side apply of manifests: namespaces and CRDs first, then the rest once the CRDs are established.
+//!
+//! A number of replicas that somebody else has set since (by hand, an autoscaler, an experiment) is left alone: the
+//! manifest says how many there are at first.
 
 use std::time::Duration;
 
@@ -75,11 +78,34 @@ async fn apply_all(
             )
         })?;
         let api = api_for(client, object, &resource, &capabilities.scope, namespace);
-        api.patch(&object.name_any(), &params, &Patch::Apply(object))
+        let mut wanted = object.clone();
+        if !wanted.data["spec"]["replicas"].is_null() {
+            let live = api.get_opt(&object.name_any()).await;
+            let live = live.with_context(|| format!("reading {id}"))?;
+            if live.is_some_and(|live| is_scaled(&live))
+                && let Some(spec) = wanted.data["spec"].as_object_mut()
+            {
+                spec.remove("replicas");
+            }
+        }
+        api.patch(&object.name_any(), &params, &Patch::Apply(&wanted))
             .await
             .with_context(|| format!("applying {id}"))?;
     }
     Ok(())
+}
+
+/// Whether somebody else, and not this program any more, owns the number of replicas.
+fn is_scaled(live: &DynamicObject) -> bool {
+    let entries = live.metadata.managed_fields.iter().flatten();
+    let mut owners = entries
+        .filter(|entry| {
+            let fields = entry.fields_v1.as_ref();
+            fields.is_some_and(|fields| !fields.0["f:spec"]["f:replicas"].is_null())
+        })
+        .map(|entry| entry.manager.as_deref())
+        .peekable();
+    owners.peek().is_some() && owners.all(|owner| owner != Some(FIELD_MANAGER))
 }
 
 fn api_for(
@@ -107,5 +133,42 @@ fn describe(object: &DynamicObject) -> String {
     match object.namespace() {
         Some(namespace) => format!("{} {namespace}/{name}", kind(object)),
         None => format!("{} {name}", kind(object)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn replicas_belong_to_whoever_set_them_last() {
+        let replicas = || json!({"f:spec": {"f:replicas": {}}});
+        let entry = |manager: &str, fields: Value| json!({"manager": manager, "fieldsV1": fields});
+        for (entries, expected) in [
+            (json!([]), false),
+            (json!([entry("istioctl", replicas())]), false),
+            (
+                json!([
+                    entry("istioctl", json!({"f:spec": {"f:template": {}}})),
+                    entry("kubectl", replicas())
+                ]),
+                true,
+            ),
+            (
+                json!([entry("istioctl", replicas()), entry("kubectl", replicas())]),
+                false,
+            ),
+            (
+                json!([entry("horizontal-pod-autoscaler", replicas())]),
+                true,
+            ),
+        ] {
+            let live: DynamicObject = serde_json::from_value(
+                json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "managedFields": entries}}),
+            )
+            .expect("an object");
+            assert_eq!(is_scaled(&live), expected, "{entries}");
+        }
     }
 }
