@@ -65,6 +65,9 @@ pub fn init(args: &LogArgs) -> Result<(), LogError> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Its complaint about a line that could not be written goes to standard error, too, and panics there: a full
+        // disk would end whatever task was about to log.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
     match args.log_format {
         LogFormat::Text => builder.try_init(),

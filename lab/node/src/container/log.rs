@@ -99,6 +99,13 @@ impl LogWriter {
         if self.out.is_empty() {
             return Ok(());
         }
+        let written = self.write_out();
+        // What could not be written (disk full) is lost, rather than kept in memory until the disk has room again.
+        self.out.clear();
+        written
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
         if self.size >= ROTATE_AT {
             fs::rename(&self.path, rotated(&self.path))?;
             self.file = OpenOptions::new()
@@ -109,7 +116,6 @@ impl LogWriter {
         }
         self.file.write_all(&self.out)?;
         self.size += self.out.len() as u64;
-        self.out.clear();
         Ok(())
     }
 }
@@ -117,6 +123,16 @@ impl LogWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_full_disk_refuses_is_not_kept() {
+        let mut log = LogWriter::open(Path::new("/dev/full")).unwrap();
+        let mut out = Stream::new("stdout");
+        let error = log.write(&mut out, b"lost\n").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(log.out.is_empty());
+        assert!(log.write(&mut out, b"lost, too\n").is_err());
+    }
 
     #[test]
     fn lines_are_joined_across_chunks_and_long_ones_split() {

@@ -179,7 +179,7 @@ fn announce(spec: &ContainerSpec, child: &Child) -> Option<Timestamp> {
             started_at,
         };
         if let Err(error) = files::write_json(&spec.dir.join("state.json"), &state) {
-            eprintln!("{error:#}");
+            complain(&format!("{error:#}"));
         }
     }
     let _ = io::stdout()
@@ -187,6 +187,13 @@ fn announce(spec: &ContainerSpec, child: &Child) -> Option<Timestamp> {
         .and_then(|()| io::stdout().flush());
     let _ = crate::lab::holder::detach_stdout();
     Some(started_at)
+}
+
+/// Says it on standard error if that can be written: it is a file on the same disk, and `eprintln!` panics when it is
+/// full, which would end the container.
+fn complain(text: &str) {
+    use io::Write as _;
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Copies what is there; false at the end of the stream.
@@ -200,7 +207,7 @@ fn copy(
         Ok(0) => false,
         Ok(n) => {
             if let Err(error) = log.write(stream, &buffer[..n]) {
-                eprintln!("container log: {error}");
+                complain(&format!("container log: {error}"));
             }
             true
         }

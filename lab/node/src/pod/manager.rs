@@ -3,12 +3,12 @@
 //! A worker lives from the first sight of a pod until the pod is gone from the API and its processes are gone from the
 //! machine. Pods are told apart by UID: a new pod of the same name gets its own worker at once.
 
-use std::{collections::HashMap, fs, sync::Arc};
+use std::{collections::HashMap, fs, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
-    Api,
+    Api, ResourceExt as _,
     runtime::{WatchStreamExt as _, watcher},
 };
 use tokio::sync::watch;
@@ -16,6 +16,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Context, cleanup, sandbox::Sandbox, worker::Worker};
 use crate::container::runtime::{Found, find};
+
+/// Pause before a worker that panicked is replaced.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a worker is told.
 #[derive(Clone, Debug)]
@@ -99,8 +102,25 @@ fn apply(
         return;
     }
     let (sender, receiver) = watch::channel(update);
-    tasks.spawn(Worker::new(context.clone(), receiver).run());
+    tasks.spawn(work(context.clone(), receiver));
     workers.insert(uid, sender);
+}
+
+/// Runs a pod's worker. One that panics concerns its pod alone and is followed by another, which takes the pod over from
+/// its directory as after a restart of the daemon.
+async fn work(context: Arc<Context>, updates: watch::Receiver<Update>) {
+    loop {
+        let worker = Worker::new(context.clone(), updates.clone());
+        if AssertUnwindSafe(worker.run()).catch_unwind().await.is_ok() {
+            return;
+        }
+        let pod = updates.borrow().pod.name_any();
+        tracing::error!(
+            pod,
+            "the worker of this pod panicked, another one takes over"
+        );
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 /// Addresses of pods that still run must not be given to others.
