@@ -181,14 +181,21 @@ async fn serving(target: &str) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("--target {target}: cannot connect"))?;
     let mut client = HealthClient::new(channel);
+    let unhealthy = |status: tonic::Status| match status.code() {
+        tonic::Code::Unimplemented => Ok(()),
+        _ => Err(anyhow::anyhow!("--target {target}: {status}")),
+    };
+    let mut changes = match client.watch(HealthCheckRequest::default()).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return unhealthy(status),
+    };
     loop {
-        match client.check(HealthCheckRequest::default()).await {
-            Ok(response) if response.get_ref().status() == ServingStatus::Serving => return Ok(()),
-            Err(status) if status.code() == tonic::Code::Unimplemented => return Ok(()),
-            Ok(_) => {}
-            Err(status) => anyhow::bail!("--target {target}: {status}"),
+        match changes.message().await {
+            Ok(Some(now)) if now.status() == ServingStatus::Serving => return Ok(()),
+            Ok(Some(_)) => {}
+            Ok(None) => anyhow::bail!("--target {target}: ended while it was not serving yet"),
+            Err(status) => return unhealthy(status),
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
