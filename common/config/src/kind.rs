@@ -230,6 +230,8 @@ kinds! {
     QuotaSpec / quota_specs, "config.istio.io", "v1alpha2", "quotaspecs", Namespaced, client::QuotaSpec;
     /// Which services have which quota specs.
     QuotaSpecBinding / quota_spec_bindings, "config.istio.io", "v1alpha2", "quotaspecbindings", Namespaced, client::QuotaSpecBinding;
+    /// Kubernetes' own routes into the cluster.
+    Ingress / ingresses, "networking.k8s.io", "v1", "ingresses", Namespaced, crate::ingress::IngressSpec;
 }
 
 impl ConfigKind {
@@ -238,17 +240,33 @@ impl ConfigKind {
         format!("{}/{}", self.group(), self.version())
     }
 
-    /// The kind of a manifest's `kind`, whatever its version, if the group is ours.
-    pub fn find(group: &str, kind: &str) -> Option<Self> {
-        Self::ALL
-            .iter()
-            .copied()
-            .find(|k| k.kind() == kind && k.group() == group)
+    /// Groups and versions that older clusters know the kind by, the newest first. Their specs are read alike.
+    pub const fn older_versions(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Ingress => &[("networking.k8s.io", "v1beta1"), ("extensions", "v1beta1")],
+            _ => &[],
+        }
     }
 
-    /// Whether one of our kinds has this API group.
+    /// Whether the kind is the mesh's, not the platform's.
+    pub const fn is_of_the_mesh(self) -> bool {
+        !matches!(self, Self::Ingress)
+    }
+
+    /// The kind of a manifest's `kind`, whatever its version, if the group is ours.
+    pub fn find(group: &str, kind: &str) -> Option<Self> {
+        let has_group = |k: Self| {
+            k.group() == group || k.older_versions().iter().any(|(older, _)| *older == group)
+        };
+        let mut all = Self::ALL.iter().copied();
+        all.find(|k| k.kind() == kind && has_group(*k))
+    }
+
+    /// Whether a kind of the mesh has this API group.
     pub fn is_our_group(group: &str) -> bool {
-        Self::ALL.iter().any(|k| k.group() == group)
+        Self::ALL
+            .iter()
+            .any(|k| k.is_of_the_mesh() && k.group() == group)
     }
 
     /// The name as Istio's schemas write it: `virtual-service`, `http-api-spec`.
@@ -326,7 +344,8 @@ mod tests {
                 "http-api-spec",
                 "http-api-spec-binding",
                 "quota-spec",
-                "quota-spec-binding"
+                "quota-spec-binding",
+                "ingress",
             ]
         );
     }

@@ -4,11 +4,13 @@
 //! - [`parse`]: YAML and JSON to [`TypedObject`]s; errors name file, line, object and field, and never stop others;
 //! - [`validate`]: the rules of each kind;
 //! - [`MeshConfig`] and [`ProxyConfig`]: settings of the mesh with Istio's defaults;
+//! - [`ingress`]: Kubernetes' Ingress, which Pilot makes Gateways and VirtualServices of;
 //! - [`Store`]: where a source collects objects; yields immutable [`Configs`] and [`ChangeSet`]s.
 //!
 //! Sources write (`mesh-sources`), services read.
 
 pub mod error;
+pub mod ingress;
 mod kind;
 pub mod mesh;
 mod meta;

@@ -58,7 +58,7 @@ impl Meta {
     }
 
     /// The older first; of the same age by the text `NAME.NAMESPACE`.
-    pub(crate) fn age_order(&self, other: &Self) -> Ordering {
+    pub fn age_order(&self, other: &Self) -> Ordering {
         fn text(meta: &Meta) -> impl Iterator<Item = u8> {
             let (name, namespace) = (meta.name.bytes(), meta.namespace.bytes());
             name.chain([b'.']).chain(namespace)

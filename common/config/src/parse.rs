@@ -264,7 +264,11 @@ fn config_kind(value: &Value) -> Result<ConfigKind, Refusal> {
                 .into(),
         );
     };
-    if api_version == found.api_version() {
+    let older = found
+        .older_versions()
+        .iter()
+        .any(|(group, version)| api_version.split_once('/') == Some((*group, *version)));
+    if older || api_version == found.api_version() {
         Ok(found)
     } else {
         Err(FieldError::new(

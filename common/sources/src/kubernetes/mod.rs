@@ -4,6 +4,8 @@
 //! give it a jittered back-off of 0.2 to 5 s, for ever. Events of all kinds come into one task that owns the store;
 //! those that are ready together become one snapshot. A list replaces the objects of its kind when it is complete.
 //!
+//! A kind that older clusters know under other names (Ingress) is asked for by each, the newest first, before its watch.
+//!
 //! "Synced" means every kind was listed, or the API server said 404: a missing CRD is asked for again with the same
 //! back-off and shown as not installed. A 404 later, as while an API server starts, changes nothing.
 //!
@@ -14,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{self, StreamExt as _};
-use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind, ListParams};
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::utils::ResetTimerBackoff;
 use kube::runtime::watcher::{self, Event, ExponentialBackoff};
@@ -35,7 +37,7 @@ const BATCH: usize = 1024;
 pub struct KubernetesOptions {
     /// Only this namespace (and cluster-scoped kinds), or all.
     pub namespace: Option<String>,
-    /// The kinds to read.
+    /// The kinds to read; by default those of the mesh.
     pub kinds: Vec<ConfigKind>,
     /// Objects per page of a list.
     pub page_size: u32,
@@ -49,7 +51,11 @@ impl Default for KubernetesOptions {
     fn default() -> Self {
         Self {
             namespace: None,
-            kinds: ConfigKind::ALL.to_vec(),
+            kinds: ConfigKind::ALL
+                .iter()
+                .copied()
+                .filter(|k| k.is_of_the_mesh())
+                .collect(),
             page_size: 500,
             retry_min: RETRY_MIN,
             retry_max: RETRY_MAX,
@@ -133,20 +139,83 @@ impl KubernetesSource {
         client: &kube::Client,
         kind: ConfigKind,
     ) -> stream::BoxStream<'static, (ConfigKind, KindEvent)> {
-        let gvk = GroupVersionKind::gvk(kind.group(), kind.version(), kind.kind());
-        let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural());
-        let api: Api<DynamicObject> = match (&self.options.namespace, kind.scope()) {
-            (Some(namespace), Scope::Namespaced) => {
-                Api::namespaced_with(client.clone(), namespace, &resource)
+        let options = self.options.clone();
+        let client = client.clone();
+        if kind.older_versions().is_empty() {
+            return watch_version(&client, kind, (kind.group(), kind.version()), &options);
+        }
+        // Which version this server has is to be found out first.
+        let attempts = stream::unfold(Some(Duration::ZERO), {
+            let (client, options) = (client.clone(), options.clone());
+            move |wait| {
+                let (client, options) = (client.clone(), options.clone());
+                async move {
+                    let wait = wait?;
+                    tokio::time::sleep(wait.mul_f64(rand::random_range(0.8..1.2))).await;
+                    let found = served_version(&client, kind, &options).await;
+                    let next = (wait * 2).clamp(options.retry_min, options.retry_max);
+                    let next = found.is_err().then_some(next);
+                    Some((found, next))
+                }
             }
-            _ => Api::all_with(client.clone(), &resource),
-        };
-        let config = watcher::Config::default().page_size(self.options.page_size);
-        watcher::watcher(api, config)
-            .backoff(backoff(self.options.retry_min, self.options.retry_max))
-            .map(move |event| (kind, event))
+        });
+        attempts
+            .flat_map(move |found| match found {
+                Ok(version) => watch_version(&client, kind, version, &options),
+                Err(error) => {
+                    let event = (kind, Err(watcher::Error::InitialListFailed(error)));
+                    stream::once(std::future::ready(event)).boxed()
+                }
+            })
             .boxed()
     }
+}
+
+fn api(
+    client: &kube::Client,
+    kind: ConfigKind,
+    (group, version): (&str, &str),
+    options: &KubernetesOptions,
+) -> Api<DynamicObject> {
+    let gvk = GroupVersionKind::gvk(group, version, kind.kind());
+    let resource = ApiResource::from_gvk_with_plural(&gvk, kind.plural());
+    match (&options.namespace, kind.scope()) {
+        (Some(namespace), Scope::Namespaced) => {
+            Api::namespaced_with(client.clone(), namespace, &resource)
+        }
+        _ => Api::all_with(client.clone(), &resource),
+    }
+}
+
+/// The newest version of a kind that the server knows; the newest of all if it knows none (yet).
+async fn served_version(
+    client: &kube::Client,
+    kind: ConfigKind,
+    options: &KubernetesOptions,
+) -> kube::Result<(&'static str, &'static str)> {
+    let newest = (kind.group(), kind.version());
+    for version in std::iter::once(newest).chain(kind.older_versions().iter().copied()) {
+        let one = ListParams::default().limit(1);
+        match api(client, kind, version, options).list(&one).await {
+            Ok(_) => return Ok(version),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(newest)
+}
+
+fn watch_version(
+    client: &kube::Client,
+    kind: ConfigKind,
+    version: (&str, &str),
+    options: &KubernetesOptions,
+) -> stream::BoxStream<'static, (ConfigKind, KindEvent)> {
+    let config = watcher::Config::default().page_size(options.page_size);
+    watcher::watcher(api(client, kind, version, options), config)
+        .backoff(backoff(options.retry_min, options.retry_max))
+        .map(move |event| (kind, event))
+        .boxed()
 }
 
 /// How long to wait after failures: doubling, with jitter. The watcher says "Init" before each list, which would count

@@ -25,7 +25,7 @@ struct Api {
     /// By plural and name.
     objects: BTreeMap<(String, String), Value>,
     version: u64,
-    /// Plurals without a CRD.
+    /// Plurals without a CRD, or ends of paths.
     missing: BTreeSet<String>,
     /// Every request fails with this status.
     failing: Option<u16>,
@@ -55,7 +55,11 @@ impl FakeApi {
         let mut api = self.0.lock();
         let code = api
             .failing
-            .or_else(|| api.missing.contains(&plural).then_some(404))
+            .or_else(|| {
+                let path = request.uri().path();
+                let missing = api.missing.iter().any(|end| path.ends_with(end.as_str()));
+                missing.then_some(404)
+            })
             .unwrap_or(200);
         let body = if code != 200 {
             full(&status(code))
@@ -186,7 +190,12 @@ impl Running {
 }
 
 fn run(api: FakeApi) -> Running {
+    run_kinds(api, KubernetesOptions::default().kinds)
+}
+
+fn run_kinds(api: FakeApi, kinds: Vec<ConfigKind>) -> Running {
     let source = KubernetesSource::new(KubernetesOptions {
+        kinds,
         retry_min: Duration::from_millis(1),
         retry_max: Duration::from_millis(20),
         ..Default::default()
@@ -353,7 +362,8 @@ async fn not_synced_before_the_last_kind() {
     })
     .await;
     assert!(!r.updates.is_synced());
-    assert_eq!(r.source.status().complaints().len(), ConfigKind::ALL.len());
+    let kinds = KubernetesOptions::default().kinds;
+    assert_eq!(r.source.status().complaints().len(), kinds.len());
     r.api.come_back();
     assert_eq!(names(&r.next().await), ["a"]);
 }
@@ -380,4 +390,44 @@ async fn garbage_on_the_watch_is_survived() {
     r.api.say("serviceentries", &json!("nonsense"));
     r.api.put("serviceentries", "b", &entry("b.com"));
     assert_eq!(names(&r.next().await), ["a", "b"]);
+}
+
+#[tokio::test]
+async fn ingresses_are_read_in_the_version_that_the_server_has() {
+    let kinds = || vec![ConfigKind::Ingress];
+    let spec = json!({"backend": {"serviceName": "web", "servicePort": 80}});
+    let api = FakeApi::default();
+    api.put("ingresses", "a", &spec);
+    for newer in [
+        "networking.k8s.io/v1/ingresses",
+        "networking.k8s.io/v1beta1/ingresses",
+    ] {
+        api.0.lock().missing.insert(newer.to_owned());
+    }
+    api.go_away(503);
+    let mut r = run_kinds(api, kinds());
+    until("attempts fail and are told", || {
+        let status = r.source.status();
+        status.kinds[&ConfigKind::Ingress].error.is_some()
+    })
+    .await;
+    r.api.come_back();
+    let update = r.next().await;
+    assert_eq!(
+        update.configs.ingresses[0]
+            .spec
+            .default_backend
+            .as_ref()
+            .unwrap()
+            .service,
+        "web"
+    );
+    assert_eq!(r.source.status().complaints(), Vec::<String>::new());
+
+    // No version at all is a kind that is not installed.
+    let api = FakeApi::default();
+    api.0.lock().missing.insert("ingresses".to_owned());
+    let mut r = run_kinds(api, kinds());
+    assert!(r.next().await.configs.ingresses.is_empty());
+    assert!(r.source.status().kinds[&ConfigKind::Ingress].not_installed);
 }

@@ -46,6 +46,8 @@ pub struct Context {
     pub destination_rule_export_to: Vec<String>,
     /// Likewise.
     pub service_export_to: Vec<String>,
+    /// Which Ingresses are converted, and how.
+    pub ingress: crate::registry::ingress::Settings,
 }
 
 /// A duration of the user, if it is one that Envoy takes: not negative, not over 10 years.

@@ -1,6 +1,6 @@
 //! Config objects, compiled; those that did not change are taken over from the previous snapshot.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use ahash::AHashMap;
 use mesh_config::{Configs, Meta, Object};
@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     compile::{Context, DestinationRuleConfig, GatewayConfig, SidecarConfig, VirtualServiceConfig},
-    registry::service_entry::{self, Converted},
+    registry::{
+        ingress,
+        service_entry::{self, Converted},
+    },
     report::{Rejection, Report},
 };
 
@@ -44,8 +47,10 @@ impl ConfigIndex {
         let mut report = Report::default();
         let mut orphaned: Vec<Rejection> = Vec::new();
 
+        let converted = ingress::convert(&configs.ingresses, &context.ingress);
+        report.rejections.extend(converted.rejections);
         let virtual_services = take_over(
-            &configs.virtual_services,
+            &joined(&configs.virtual_services, converted.virtual_services),
             previous.map(|p| p.virtual_services.as_slice()),
             |object| Some(VirtualServiceConfig::compile(object, context)),
         );
@@ -55,7 +60,7 @@ impl ConfigIndex {
             |object| DestinationRuleConfig::compile(object, context, &mut orphaned),
         );
         let gateways = take_over(
-            &configs.gateways,
+            &joined(&configs.gateways, converted.gateways),
             previous.map(|p| p.gateways.as_slice()),
             |object| Some(GatewayConfig::compile(object)),
         );
@@ -120,6 +125,16 @@ impl ConfigIndex {
             report,
         }
     }
+}
+
+/// Objects of the user and others made from something else, in order of age.
+fn joined<S>(own: &[Object<S>], others: Vec<Object<S>>) -> Cow<'_, [Object<S>]> {
+    if others.is_empty() {
+        return Cow::Borrowed(own);
+    }
+    let mut all = [own, &others].concat();
+    all.sort_by(|a, b| a.meta.age_order(&b.meta));
+    Cow::Owned(all)
 }
 
 /// A compiled form that remembers what it was made of.

@@ -8,6 +8,7 @@ use super::LocalityLb;
 use crate::{
     Options,
     compile::{self, Keepalive},
+    registry::ingress,
 };
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -83,6 +84,12 @@ impl Settings {
                 virtual_service_export_to: mesh.default_virtual_service_export_to.clone(),
                 destination_rule_export_to: mesh.default_destination_rule_export_to.clone(),
                 service_export_to: mesh.default_service_export_to.clone(),
+                ingress: ingress::Settings {
+                    mode: mesh.ingress_controller_mode,
+                    class: mesh.ingress_class.clone(),
+                    namespace: root.to_owned(),
+                    domain: options.domain.clone(),
+                },
             },
         }
     }

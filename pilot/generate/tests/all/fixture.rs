@@ -106,7 +106,7 @@ impl Fixture {
             .filter(|d| {
                 d["apiVersion"]
                     .as_str()
-                    .is_some_and(|v| v.contains("istio.io"))
+                    .is_some_and(|v| v.contains("istio.io") || d["kind"] == "Ingress")
             })
             .cloned()
             .collect();
