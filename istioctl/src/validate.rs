@@ -66,7 +66,7 @@ fn check(file: &str, text: &str) -> Checked {
         file: Some(file),
         ..parse::Options::default()
     };
-    let parsed = parse::load(text, options);
+    let parsed = parse::review(text, options);
     Checked {
         file: file.to_owned(),
         objects: parsed.objects.len(),

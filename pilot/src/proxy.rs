@@ -9,13 +9,8 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use pilot_generate::{
-    Proxy, Report, View,
-    envoy::{core::Address, listener::Listener},
-    generate,
-};
+use pilot_generate::{Proxy, Report, View, envoy::core::Address, generate};
 use pilot_xds::{Collection, Resource};
-use prost::Message as _;
 
 use crate::{
     scope_cache::{Hold, ScopeCache, SharedListener},
@@ -172,26 +167,18 @@ impl Own {
         }
         let mut report = Report::default();
         let clusters = generate::inbound_clusters(&scope.scope, proxy, &mut report)
-            .iter()
-            .map(|cluster| Resource::new(cluster.name.as_str(), cluster.encode_to_vec()))
+            .into_iter()
+            .map(|cluster| Resource::new(cluster.message.name, cluster.body))
             .collect();
         let listeners = generate::inbound_listeners(&scope.scope, proxy, &mut report)
             .into_iter()
             .map(|listener| {
-                let body = listener.encode_to_vec();
-                (
-                    Resource::new(listener.name.as_str(), body),
-                    listener.address,
-                )
+                let resource = Resource::new(listener.message.name, listener.body);
+                (resource, listener.message.address)
             })
             .collect();
-        let chain = generate::own_address_chain(&scope.scope, proxy).map(|chain| {
-            let listener = Listener {
-                filter_chains: vec![chain],
-                ..Listener::default()
-            };
-            Bytes::from(listener.encode_to_vec())
-        });
+        let chain = generate::own_address_chain(&scope.scope, proxy)
+            .map(|chain| Bytes::from(generate::encoded_chain(chain)));
         let report = Arc::new(report);
         scope.note_own(&report);
         Self {

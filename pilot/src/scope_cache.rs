@@ -183,7 +183,7 @@ impl ScopeCache {
             self.world,
             self.room(),
             |_| None,
-            |name, report| generate::route(&self.scope, name, report).encode_to_vec(),
+            |name, report| generate::route(&self.scope, name, report).body,
         )
     }
 
@@ -240,8 +240,8 @@ impl Clusters {
         let make = || {
             let mut report = Report::default();
             let mut list: Vec<Resource> = generate::outbound_clusters(scope, &mut report)
-                .iter()
-                .map(|cluster| Resource::new(cluster.name.as_str(), cluster.encode_to_vec()))
+                .into_iter()
+                .map(|cluster| Resource::new(cluster.message.name, cluster.body))
                 .collect();
             list.sort_by(|a, b| a.name.cmp(&b.name));
             list.dedup_by(|later, first| later.name == first.name);
@@ -300,9 +300,9 @@ impl Listeners {
             let list: Vec<SharedListener> = generate::outbound_listeners(scope, &mut report)
                 .into_iter()
                 .map(|listener| SharedListener {
-                    resource: Resource::new(listener.name.as_str(), listener.encode_to_vec()),
                     own_chain: OwnChain::of(&listener),
-                    address: listener.address,
+                    resource: Resource::new(listener.message.name, listener.body),
+                    address: listener.message.address,
                 })
                 .collect();
             let unchanged = self.former.as_ref().filter(|former| {

@@ -63,7 +63,8 @@ impl World {
         let mut next = InUse::default();
         for cache in scopes {
             let idle = cache.idle_worlds();
-            if idle > IDLE_WORLDS {
+            // With an EnvoyFilter gone nobody has this scope any more.
+            if idle > IDLE_WORLDS || !cache.scope.key().patches.is_current(&snapshot) {
                 continue;
             }
             let former = cache.scope.view();
@@ -114,6 +115,9 @@ impl World {
         for cache in scopes {
             cache.report(&mut report);
         }
+        // Scopes and proxies that see the same find the same.
+        report.rejections.sort();
+        report.rejections.dedup();
         report
     }
 }

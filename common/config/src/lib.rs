@@ -3,12 +3,14 @@
 //! - [`kinds`] and [`ConfigKind`]: the table of kinds, with group, version and plural;
 //! - [`parse`]: YAML and JSON to [`TypedObject`]s; errors name file, line, object and field, and never stop others;
 //! - [`validate`]: the rules of each kind;
+//! - [`envoy_patch`]: the values of EnvoyFilters as messages of Envoy's API;
 //! - [`MeshConfig`] and [`ProxyConfig`]: settings of the mesh with Istio's defaults;
 //! - [`ingress`]: Kubernetes' Ingress, which Pilot makes Gateways and VirtualServices of;
 //! - [`Store`]: where a source collects objects; yields immutable [`Configs`] and [`ChangeSet`]s.
 //!
 //! Sources write (`mesh-sources`), services read.
 
+pub mod envoy_patch;
 pub mod error;
 pub mod ingress;
 mod kind;

@@ -69,6 +69,15 @@ pub fn load(text: &str, options: Options<'_>) -> Parsed {
     .read(text)
 }
 
+/// As [`load`], with the checks that only people and admission ask for ([`validate::complete`]).
+pub fn review(text: &str, options: Options<'_>) -> Parsed {
+    Reader {
+        options,
+        check: validate::complete,
+    }
+    .read(text)
+}
+
 /// Reads one object in its JSON form, as an API server gives it, and validates it.
 pub fn from_json(value: Value) -> Result<TypedObject, Vec<ConfigError>> {
     let place = place_of(&value);

@@ -45,6 +45,7 @@ pub mod generate;
 pub mod model;
 pub mod names;
 mod options;
+pub mod patch;
 pub mod registry;
 pub mod report;
 pub mod snapshot;

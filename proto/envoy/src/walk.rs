@@ -36,6 +36,11 @@ impl Path {
         path
     }
 
+    /// The steps from the outermost message.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
     pub(crate) fn push(&mut self, step: Step) {
         self.0.push(step);
     }

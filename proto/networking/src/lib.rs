@@ -9,6 +9,8 @@ pub use generated::istio::networking::v1alpha3 as networking;
 pub use generated::istio::rbac::v1alpha1 as rbac;
 pub use generated::istio::security::v1beta1 as security;
 pub use generated::istio::r#type::v1beta1 as selector;
+/// What a [`Value`] of a [`Struct`] may be.
+pub use pbjson_types::value::Kind;
 pub use pbjson_types::{BoolValue, Int64Value, ListValue, Struct, Timestamp, UInt32Value, Value};
 pub use proto_wellknown::Duration;
 

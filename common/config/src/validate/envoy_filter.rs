@@ -1,7 +1,9 @@
-//! Rules of EnvoyFilter (EF1 to EF9 of the reference).
+//! Rules of EnvoyFilter.
 //!
-//! Whether a patch's value is the Envoy message it should be (EF10) is checked where Envoy's messages are known, by the
-//! code that applies patches.
+//! Two degrees. [`check`] are the rules that sources hold objects against: an object that breaks one is refused whole.
+//! [`values`] asks besides whether each patch's value is the message of Envoy's API that it should be; that is for people
+//! and for admission (`istioctl validate`, the webhook), since Pilot itself leaves out the one patch and uses the
+//! others ([`crate::envoy_patch`] is what both ask).
 
 use proto_networking::networking::EnvoyFilter;
 use proto_networking::networking::envoy_filter::envoy_config_object_match::ObjectTypes;
@@ -12,7 +14,10 @@ use proto_networking::networking::envoy_filter::{
     ApplyTo, EnvoyConfigObjectPatch, Filter, ListenerMatch,
 };
 
-use super::{Problems, rules};
+use proto_envoy::{ReadError, Step};
+
+use super::{FieldError, Problems, rules};
+use crate::envoy_patch;
 use crate::meta::Meta;
 use crate::path::FieldPath;
 
@@ -35,12 +40,52 @@ pub(super) fn check(p: &mut Problems, _: &Meta, spec: &EnvoyFilter) {
         }
         rules::labels(p, &path, &selector.labels);
     }
+    if let Some((field, reason)) = envoy_patch::too_large(spec) {
+        p.add(&root.key(field), reason);
+    }
     for (i, f) in spec.filters.iter().enumerate() {
         filter(p, &root.key("filters").index(i), f);
     }
     for (i, patch) in spec.config_patches.iter().enumerate() {
         config_patch(p, &root.key("configPatches").index(i), patch);
     }
+}
+
+/// Whether the patches' values are what they should be.
+pub(super) fn values(p: &mut Problems, spec: &EnvoyFilter) {
+    let root = FieldPath::spec();
+    for (i, patch) in spec.config_patches.iter().enumerate() {
+        let apply_to = patch.apply_to();
+        let path = root.key("configPatches").index(i).key("patch").key("value");
+        let Some(body) = &patch.patch else { continue };
+        let Some(value) = &body.value else { continue };
+        if apply_to == ApplyTo::Invalid || body.operation() == Operation::Remove {
+            continue;
+        }
+        if let Err(error) = envoy_patch::value(apply_to, body.operation(), value) {
+            p.extend(vec![unreadable(&path, error)]);
+        }
+    }
+    for (i, filter) in spec.filters.iter().enumerate() {
+        let path = root.key("filters").index(i).key("filterConfig");
+        if filter.filter_config.is_some()
+            && let Err(error) = envoy_patch::filter(filter)
+        {
+            p.extend(vec![unreadable(&path, error)]);
+        }
+    }
+}
+
+/// The error with its path from the root of the object, as far down as the object goes.
+fn unreadable(path: &FieldPath, error: ReadError) -> FieldError {
+    let mut path = path.clone();
+    for step in error.path.steps() {
+        path = match step {
+            Step::Field(name) | Step::Key(name) => path.key(name),
+            Step::Index(index) => path.index(*index),
+        };
+    }
+    FieldError::new(&path, error.message).accepted_opt(error.accepted)
 }
 
 fn filter(p: &mut Problems, path: &FieldPath, filter: &Filter) {
@@ -86,6 +131,17 @@ fn config_patch(p: &mut Problems, path: &FieldPath, patch: &EnvoyConfigObjectPat
             "MERGE, ADD, REMOVE, INSERT_BEFORE, INSERT_AFTER, INSERT_FIRST or REPLACE",
         );
         return;
+    }
+    if let Some(accepted) = envoy_patch::misplaced(apply_to, body.operation()) {
+        p.add_accepting(
+            &path.key("patch").key("operation"),
+            format!(
+                "{} is not for {}",
+                body.operation().as_str_name(),
+                apply_to.as_str_name()
+            ),
+            accepted,
+        );
     }
     if body.operation() != Operation::Remove && body.value.is_none() {
         p.add(&path.key("patch").key("value"), "is missing");

@@ -105,6 +105,19 @@ pub fn object(object: &TypedObject) -> Vec<FieldError> {
     p.into_vec()
 }
 
+/// Everything wrong with an object that people and admission ask about: [`object`], and whether what an EnvoyFilter patches
+/// in are messages of Envoy's API. Pilot takes the latter patch by patch, so sources do not refuse the whole object for it.
+pub fn complete(object: &TypedObject) -> Vec<FieldError> {
+    let mut p = Problems::default();
+    p.extend(self::object(object));
+    if let TypedObject::EnvoyFilter(o) = object
+        && crate::envoy_patch::too_large(&o.spec).is_none()
+    {
+        envoy_filter::values(&mut p, &o.spec);
+    }
+    p.into_vec()
+}
+
 /// Reads and checks a text as `istioctl validate -f` does: every problem of every object of every document, in the
 /// order of the text. `file` is used in messages. Manifests of other kinds are passed over.
 pub fn validate_documents(text: &str, file: &str) -> Vec<ConfigError> {
@@ -112,7 +125,7 @@ pub fn validate_documents(text: &str, file: &str) -> Vec<ConfigError> {
         file: Some(file),
         ..Default::default()
     };
-    crate::parse::load(text, options).errors
+    crate::parse::review(text, options).errors
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ const MAX_CONCURRENT_STREAMS: u32 = 1_073_741_824;
 
 /// Everything that does not depend on the single proxy: outbound clusters in service order, then the black hole, then
 /// (sidecars) the passthrough.
-pub fn outbound_clusters(scope: &Scope, report: &mut Report) -> Vec<Cluster> {
+pub(super) fn outbound_clusters(scope: &Scope, report: &mut Report) -> Vec<Cluster> {
     let mut seen: AHashSet<String> = AHashSet::new();
     let mut out = Vec::new();
     for service in scope.services() {

@@ -136,7 +136,7 @@ fn own_address(proxy: &Proxy) -> IpAddr {
 }
 
 /// One cluster per served port, one per probe port, and the inbound passthrough per address family.
-pub fn inbound_clusters(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Cluster> {
+pub(super) fn inbound_clusters(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Cluster> {
     let mut seen: BTreeSet<String> = BTreeSet::new();
     let mut out: Vec<Cluster> = Vec::new();
     for served in served(scope, proxy, report) {
@@ -231,7 +231,11 @@ struct Inbound {
 
 /// One listener per served address and port, one per further probe port, and `virtualInbound`, into which all traffic to the
 /// workload is redirected and which repeats the chains of those that are not bound.
-pub fn inbound_listeners(scope: &Scope, proxy: &Proxy, report: &mut Report) -> Vec<Listener> {
+pub(super) fn inbound_listeners(
+    scope: &Scope,
+    proxy: &Proxy,
+    report: &mut Report,
+) -> Vec<Listener> {
     let settings = scope.settings();
     let mut claimed: BTreeMap<String, String> = BTreeMap::new();
     let mut all: Vec<Inbound> = Vec::new();

@@ -36,7 +36,7 @@ const FALLTHROUGH: &str = "fallthrough";
 
 /// Outbound listeners that depend on the scope alone: by name TCP ones first, then those with HTTP, then the HTTP proxy, then
 /// `virtualOutbound`. Routers: the listeners of their Gateways.
-pub fn outbound_listeners(scope: &Scope, report: &mut Report) -> Vec<Listener> {
+pub(super) fn outbound_listeners(scope: &Scope, report: &mut Report) -> Vec<Listener> {
     if scope.key().kind == ProxyKind::Router {
         return gateway::listeners(scope, report);
     }

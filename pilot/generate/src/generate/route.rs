@@ -54,7 +54,7 @@ pub fn route_names(scope: &Scope) -> Vec<String> {
 
 /// A route configuration by name. A name that nothing stands behind gets an empty configuration: until a listener's
 /// routes are answered its port is not even bound.
-pub fn route(scope: &Scope, name: &str, report: &mut Report) -> RouteConfiguration {
+pub(super) fn route(scope: &Scope, name: &str, report: &mut Report) -> RouteConfiguration {
     if scope.key().kind == ProxyKind::Router {
         return gateway::route(scope, name, report);
     }

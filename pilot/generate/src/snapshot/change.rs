@@ -14,6 +14,7 @@ use crate::{
         DestinationRuleConfig, GatewayConfig, LoadBalancer, SidecarConfig, VirtualServiceConfig,
     },
     model::{EndpointAddress, EndpointMap, Resolution, Service, ServiceKey, host},
+    patch::EnvoyFilterConfig,
 };
 
 /// What differs between two snapshots, told by pointer comparison of what they share.
@@ -30,6 +31,8 @@ pub struct ChangeSet {
     pub(super) rules: Vec<ChangedRule>,
     pub(super) gateways: Vec<Arc<GatewayConfig>>,
     pub(super) sidecars: Vec<Arc<SidecarConfig>>,
+    /// Those that came, went, or changed: in both forms.
+    pub(super) envoy_filters: Vec<Arc<EnvoyFilterConfig>>,
     pub(super) root: Arc<str>,
     pub(super) workloads: AHashSet<IpAddr>,
     /// Addresses whose locality config changed, where that matters.
@@ -126,6 +129,7 @@ impl ChangeSet {
         self.virtual_services = difference(&old.virtual_services, &new.virtual_services);
         self.gateways = difference(&old.gateways, &new.gateways);
         self.sidecars = difference(&old.sidecar_configs, &new.sidecar_configs);
+        self.envoy_filters = difference(old.envoy_filters.all(), new.envoy_filters.all());
         // A rule that goes may uncover one behind it, and the other way round.
         let all = || old.destination_rules.iter().chain(&new.destination_rules);
         let changed = difference(&old.destination_rules, &new.destination_rules);
@@ -187,6 +191,7 @@ impl ChangeSet {
             && self.rules.is_empty()
             && self.gateways.is_empty()
             && self.sidecars.is_empty()
+            && self.envoy_filters.is_empty()
             && self.workloads.is_empty()
     }
 
@@ -199,6 +204,7 @@ impl ChangeSet {
             && self.rules.is_empty()
             && self.gateways.is_empty()
             && self.sidecars.is_empty()
+            && self.envoy_filters.is_empty()
             && !self
                 .endpoints
                 .values()

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     compile::{Context, DestinationRuleConfig, GatewayConfig, SidecarConfig, VirtualServiceConfig},
+    patch::{EnvoyFilterConfig, FilterIndex},
     registry::{
         ingress,
         service_entry::{self, Converted},
@@ -30,6 +31,8 @@ pub struct ConfigIndex {
     pub(super) names_accounts: bool,
     /// By the workloads they are for.
     pub sidecars: SidecarIndex,
+    /// By namespace.
+    pub envoy_filters: FilterIndex,
     pub(super) virtual_service_index: VirtualServiceIndex,
     pub(super) sidecar_configs: Vec<Arc<SidecarConfig>>,
     pub(super) destination_rules: Vec<Arc<DestinationRuleConfig>>,
@@ -74,6 +77,11 @@ impl ConfigIndex {
             previous.map(|p| p.service_entries.as_slice()),
             |object| Some(service_entry::convert(object, context)),
         );
+        let envoy_filters = take_over(
+            &configs.envoy_filters,
+            previous.map(|p| p.envoy_filters.all()),
+            |object| Some(EnvoyFilterConfig::compile(object)),
+        );
 
         report.rejections.extend(
             virtual_services
@@ -98,6 +106,11 @@ impl ConfigIndex {
                 .iter()
                 .flat_map(|v| v.rejections.iter().cloned()),
         );
+        report.rejections.extend(
+            envoy_filters
+                .iter()
+                .flat_map(|f| f.rejections.iter().cloned()),
+        );
         report.rejections.append(&mut orphaned);
         let sidecars = SidecarIndex::new(
             &sidecar_configs,
@@ -119,6 +132,7 @@ impl ConfigIndex {
             gateways,
             names_accounts: destination_rules.iter().any(|r| r.uses_mesh_tls()),
             sidecars,
+            envoy_filters: FilterIndex::new(envoy_filters),
             sidecar_configs,
             destination_rules,
             service_entries,
@@ -159,7 +173,8 @@ compiled! {
     DestinationRuleConfig => proto_networking::networking::DestinationRule,
     GatewayConfig => proto_networking::networking::Gateway,
     SidecarConfig => proto_networking::networking::Sidecar,
-    Converted => proto_networking::networking::ServiceEntry
+    Converted => proto_networking::networking::ServiceEntry,
+    EnvoyFilterConfig => proto_networking::networking::EnvoyFilter
 }
 
 /// Compiles what is new; what has the same content as before keeps its identity.

@@ -14,6 +14,7 @@ use crate::{
         ServicePort, selects,
     },
     names,
+    patch::PatchSet,
 };
 
 /// Everything of a proxy that its shared configuration depends on.
@@ -47,6 +48,8 @@ pub struct ScopeKey {
     pub certificates: Arc<CertificateSources>,
     /// A router that passes TLS on to the cluster that the SNI names.
     pub sni_dnat: bool,
+    /// The patches of EnvoyFilters; none for nearly everybody.
+    pub patches: PatchSet,
 }
 
 impl ScopeKey {
@@ -98,6 +101,7 @@ impl ScopeKey {
             network_view: network_view(proxy),
             certificates: proxy.certificates.clone(),
             sni_dnat: proxy.kind == ProxyKind::Router && proxy.router_mode == RouterMode::SniDnat,
+            patches: PatchSet::of(snapshot, proxy),
         }
     }
 

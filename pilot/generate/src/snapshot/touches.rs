@@ -215,19 +215,25 @@ impl ChangeSet {
         without_port.any(|d| self.services.contains_key(&d.host)) || config.hosts.iter().any(named)
     }
 
-    /// Whether the proxy's own part (inbound clusters and listeners, scope) may differ: its workload or its Sidecar changed,
-    /// or a service that selects it, or one that lists its address.
+    /// Whether the proxy's own part (inbound clusters and listeners, scope) may differ: its workload, its Sidecar or an EnvoyFilter
+    /// for it changed, or a service that selects it, or one that lists its address.
     pub fn touches_proxy(&self, snapshot: &Snapshot, proxy: &Proxy) -> bool {
         let moved = |ip: &IpAddr| self.workloads.contains(ip) || self.places.contains(ip);
         let concerned = |ip: &IpAddr| moved(ip) || self.listed.contains(ip);
         if self.everything || proxy.ips.iter().any(concerned) {
             return true;
         }
-        if self.services.is_empty() && self.ruled.is_empty() && self.sidecars.is_empty() {
+        let unchanged =
+            self.services.is_empty() && self.ruled.is_empty() && self.sidecars.is_empty();
+        if unchanged && self.envoy_filters.is_empty() {
             return false;
         }
         // Services select by what the registry knows, Sidecars by what the proxy says of itself.
         let labels = snapshot.labels_of(proxy);
+        let mut filters = self.envoy_filters.iter();
+        if filters.any(|f| f.touches(&self.root, proxy, &labels)) {
+            return true;
+        }
         let workload = snapshot.workload_of(proxy);
         let of_pod = workload.map_or(&labels, |w| &w.labels);
         let namespace = workload.map_or(&proxy.namespace, |w| &w.namespace);

@@ -26,6 +26,59 @@ impl Envoy {
         None
     }
 
+    /// What a running Envoy says about itself.
+    pub(crate) fn server_info(&self) -> Value {
+        use std::io::{Read as _, Write as _};
+        let directory = tempfile::tempdir().unwrap();
+        let (config, admin) = (
+            directory.path().join("c.json"),
+            directory.path().join("admin"),
+        );
+        let bootstrap = json!({
+            "node": {"id": "a", "cluster": "a"},
+            "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}}
+        });
+        std::fs::write(&config, bootstrap.to_string()).unwrap();
+        let mut child = Command::new(&self.0)
+            .args([
+                "--disable-hot-restart",
+                "--concurrency",
+                "1",
+                "-l",
+                "error",
+                "-c",
+            ])
+            .arg(&config)
+            .arg("--admin-address-path")
+            .arg(&admin)
+            .spawn()
+            .unwrap();
+        let mut text = String::new();
+        // Until it has started; a process that ends instead has said why.
+        while child.try_wait().unwrap().is_none() {
+            let address = std::fs::read_to_string(&admin).unwrap_or_default();
+            let Ok(mut stream) = std::net::TcpStream::connect(address.trim()) else {
+                std::thread::yield_now();
+                continue;
+            };
+            stream
+                .write_all(b"GET /server_info HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+                .unwrap();
+            stream.read_to_string(&mut text).unwrap();
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (_, mut rest) = text.split_once("\r\n\r\n").unwrap();
+        let mut body = String::new();
+        while let Some((size, more)) = rest.split_once("\r\n") {
+            let size = usize::from_str_radix(size, 16).unwrap();
+            body += &more[..size];
+            rest = more[size..].trim_start();
+        }
+        serde_json::from_str(&body).unwrap()
+    }
+
     pub(crate) fn validate(&self, output: &Output) -> Result<(), String> {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("bootstrap.json");

@@ -185,11 +185,11 @@ impl Output {
         let listeners = generate::listeners(&scope, proxy, &mut report);
         let routes = generate::route_names(&scope)
             .iter()
-            .map(|name| generate::route(&scope, name, &mut report))
+            .map(|name| generate::route(&scope, name, &mut report).message)
             .collect();
         Output {
-            clusters,
-            listeners,
+            clusters: clusters.into_iter().map(|c| c.message).collect(),
+            listeners: listeners.into_iter().map(|l| l.message).collect(),
             routes,
             endpoints,
             report,

@@ -8,6 +8,7 @@ mod change;
 mod envoy;
 mod fixture;
 mod golden;
+mod patches;
 mod property;
 mod scale;
 mod world;

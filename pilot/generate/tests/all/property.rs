@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use pilot_generate::{ChangeSet, Inputs, Report, Scope, Snapshot, generate};
+use pilot_generate::{ChangeSet, Inputs, Report, Scope, Snapshot, generate, patch::PatchSet};
 use prost::Message;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// The seeds of a test: some, always the same; `PROPERTY_SEEDS=FROM..TO` tries others.
-fn seeds(default: u64) -> std::ops::Range<u64> {
+pub(crate) fn seeds(default: u64) -> std::ops::Range<u64> {
     let asked = std::env::var("PROPERTY_SEEDS").ok();
     let asked = asked.and_then(|s| {
         let (from, to) = s.split_once("..")?;
@@ -38,7 +38,7 @@ fn unique<T: Ord + std::fmt::Debug>(
     Ok(())
 }
 
-fn check(output: &Output) -> Result<(), String> {
+pub(crate) fn check(output: &Output) -> Result<(), String> {
     unique("cluster", output.clusters.iter().map(|c| &c.name))?;
     unique("listener", output.listeners.iter().map(|l| &l.name))?;
     unique(
@@ -132,30 +132,21 @@ fn resources(
     for cluster in generate::outbound_clusters(&scope, report) {
         let assignment = generate::endpoints(&scope, &cluster.name, report).encode_to_vec();
         out.insert(("endpoints", cluster.name.clone()), assignment);
-        out.insert(("cluster", cluster.name.clone()), cluster.encode_to_vec());
+        out.insert(("cluster", cluster.name.clone()), cluster.body);
     }
     for listener in generate::outbound_listeners(&scope, report) {
-        out.insert(
-            ("listener", listener.name.clone()),
-            listener.encode_to_vec(),
-        );
+        out.insert(("listener", listener.name.clone()), listener.body);
     }
     for name in generate::route_names(&scope) {
-        let config = generate::route(&scope, &name, report).encode_to_vec();
+        let config = generate::route(&scope, &name, report).body;
         out.insert(("route", name), config);
     }
     if proxy.kind == pilot_generate::ProxyKind::Sidecar {
         for cluster in generate::inbound_clusters(&scope, proxy, report) {
-            out.insert(
-                ("own cluster", cluster.name.clone()),
-                cluster.encode_to_vec(),
-            );
+            out.insert(("own cluster", cluster.name.clone()), cluster.body);
         }
         for listener in generate::inbound_listeners(&scope, proxy, report) {
-            out.insert(
-                ("own listener", listener.name.clone()),
-                listener.encode_to_vec(),
-            );
+            out.insert(("own listener", listener.name.clone()), listener.body);
         }
     }
     out
@@ -167,6 +158,12 @@ fn missed(first: &Fixture, second: &Fixture) -> Option<String> {
     let inputs = sharing(&first.inputs, second.inputs.clone());
     let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
     let change = ChangeSet::between(&before, &after);
+    let proxy = &second.proxies[0];
+    let patches = |snapshot: &Snapshot| PatchSet::of(snapshot, proxy);
+    if patches(&before) != patches(&after) {
+        // It moves to another scope, for which everything is generated.
+        return (!change.touches_proxy(&after, proxy)).then(|| "the proxy itself".to_owned());
+    }
     let scope = Scope::of(&after, &second.proxies[0]);
     // A proxy is judged by what it saw before.
     let former = Scope::of(&before, &first.proxies[0]);

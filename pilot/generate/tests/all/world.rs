@@ -513,6 +513,26 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
             "kind: MeshNetworks\nspec: {{networks: {{far: {{gateways: {gateways}}}, near: {{endpoints: [{{fromRegistry: Kubernetes}}, {{fromCidr: \"nonsense\"}}]}}}}}}\n---\n"
         );
     }
+    for i in 0..rng.random_range(0..3) {
+        let patch = one(
+            rng,
+            &[
+                "{applyTo: CLUSTER, patch: {operation: MERGE, value: {connect_timeout: 3s}}}",
+                "{applyTo: CLUSTER, match: {context: SIDECAR_INBOUND}, patch: {operation: ADD, value: {name: more, type: STATIC}}}",
+                "{applyTo: HTTP_FILTER, match: {listener: {portNumber: 80}}, patch: {operation: ADD, value: {name: envoy.buffer, config: {max_request_bytes: 9}}}}",
+                "{applyTo: HTTP_ROUTE, match: {routeConfiguration: {portNumber: 80}}, patch: {operation: INSERT_FIRST, value: {match: {path: /x}, direct_response: {status: 200}}}}",
+                "{applyTo: LISTENER, match: {listener: {portName: http}}, patch: {operation: MERGE, value: {per_connection_buffer_limit_bytes: 9}}}",
+                "{applyTo: NETWORK_FILTER, match: {context: GATEWAY}, patch: {operation: INSERT_FIRST, value: {name: envoy.filters.network.sni_cluster}}}",
+                "{applyTo: CLUSTER, patch: {operation: MERGE, value: {nope: 3}}}",
+            ],
+        );
+        let spec = format!(
+            "  workloadSelector: {{labels: {}}}\n  configPatches: [{patch}]\n",
+            one(rng, &["{}", "{app: a}", "{app: z}"])
+        );
+        let namespace = one(rng, &["shop", "istio-system", "other"]);
+        out.push_str(&object("EnvoyFilter", namespace, format!("ef{i}"), spec));
+    }
     let kind = if router { "router" } else { "sidecar" };
     let locality = one(
         rng,

@@ -98,8 +98,12 @@ pub(super) fn rewrite(message: &str, object: &mut Object) {
         }
         "envoy.type.matcher.v3.StringMatcher" => moved(object, "regex", "safe_regex", regex),
         "envoy.type.matcher.v3.RegexMatcher" => {
-            // The only engine there is.
-            take(object, "google_re2");
+            // The only engine there is; only its limit says anything.
+            if let Some(engine) = take(object, "google_re2")
+                && engine != json!({})
+            {
+                object.insert("google_re2".to_owned(), engine);
+            }
         }
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager" => {
             if let Some(timeout) = take(object, "idle_timeout") {
