@@ -193,6 +193,12 @@ fn sds(socket: &str) -> Value {
             "grpc_services": [{"google_grpc": {
                 "target_uri": socket,
                 "stat_prefix": "sdsstat",
+                // The library would send the escaped path of the socket, which servers that check it refuse, and wait up
+                // to two minutes before it connects again.
+                "channel_args": {"args": {
+                    "grpc.default_authority": {"string_value": "localhost"},
+                    "grpc.max_reconnect_backoff_ms": {"int_value": "5000"},
+                }},
                 "credentials_factory_name": "envoy.grpc_credentials.file_based_metadata",
                 "channel_credentials": {"local_credentials": {}},
                 "call_credentials": [{"from_plugin": {

@@ -20,14 +20,14 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-struct Agent {
+pub(super) struct Agent {
     child: Child,
-    directory: tempfile::TempDir,
+    pub(super) directory: tempfile::TempDir,
     status: u16,
-    admin: u16,
+    pub(super) admin: u16,
 }
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -42,7 +42,7 @@ impl Agent {
         Self::start_in(directory, status, admin, envoy, flags, environment)
     }
 
-    fn start_in(
+    pub(super) fn start_in(
         directory: tempfile::TempDir,
         status: u16,
         admin: u16,
@@ -105,7 +105,7 @@ impl Agent {
         (agent, listener)
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap()
     }
 
@@ -195,7 +195,7 @@ fn write_config_files(directory: &Path, admin: u16, listener: u16, app: u16) -> 
 }
 
 /// Polls a real process for a condition.
-async fn until(what: &str, agent: &Agent, condition: impl AsyncFn() -> bool) {
+pub(super) async fn until(what: &str, agent: &Agent, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !condition().await {
         assert!(
@@ -226,7 +226,7 @@ fn status_of(answer: &str) -> u16 {
         .unwrap_or(0)
 }
 
-async fn get(port: u16, path: &str) -> Option<(u16, String)> {
+pub(super) async fn get(port: u16, path: &str) -> Option<(u16, String)> {
     let answer = call(port, "GET", path).await?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     Some((status_of(head), body.to_owned()))

@@ -6,6 +6,7 @@
 
 mod bootstrap;
 mod life;
+mod secrets;
 
 use std::path::PathBuf;
 
