@@ -1,16 +1,27 @@
 //! Gateways whose certificates are named: the agent's secret discovery, over Secrets of the lab's Kubernetes API.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
-use pilot_agent::sds::{Files as CertificateFiles, Keeper, KubernetesSecrets, SecretSource, serve};
+use pilot_agent::sds::{
+    Files as CertificateFiles, Keeper, KubernetesSecrets, Material, Problem, SecretSource, serve,
+};
 use serde_json::json;
 
 use super::harness::*;
+
+/// The agent is of Envoy's user; this test is not.
+fn serve_to_envoy(socket: &Path, keeper: &Arc<Keeper>) {
+    serve(socket, keeper.clone()).unwrap();
+    std::os::unix::fs::chown(socket, Some(1337), Some(1337)).unwrap();
+}
 
 /// What pilot-agent starts for its Envoy, and a Kubernetes API behind it.
 struct Agent {
@@ -41,9 +52,7 @@ impl Agent {
         let sources: Vec<Arc<dyn SecretSource>> = vec![files.clone(), kubernetes.clone()];
         let keeper = Keeper::new(sources);
         let socket = PathBuf::from(folder.path("sds"));
-        serve(&socket, keeper.clone()).unwrap();
-        // The agent is of Envoy's user; this test is not.
-        std::os::unix::fs::chown(&socket, Some(1337), Some(1337)).unwrap();
+        serve_to_envoy(&socket, &keeper);
         tokio::spawn(files.follow(keeper.clone()));
         tokio::spawn(kubernetes.clone().follow(client, keeper.clone()));
         kubernetes.listed().await;
@@ -299,6 +308,73 @@ fn a_sidecars_files_are_followed_wherever_they_come_from() {
         })
         .await;
         assert!(api.take()[0].certificate.is_some());
+        client.assert_nothing_rejected().await;
+    });
+}
+
+/// A workload's own certificate, as the mesh's secret discovery has it.
+struct Workload {
+    own: Material,
+    roots: Material,
+}
+
+impl SecretSource for Workload {
+    fn owns(&self, name: &str) -> bool {
+        matches!(name, "default" | "ROOTCA")
+    }
+
+    fn find(&self, name: &str) -> Result<Material, Problem> {
+        Ok(match name {
+            "default" => self.own.clone(),
+            _ => self.roots.clone(),
+        })
+    }
+}
+
+#[test]
+fn mesh_certificates_come_from_the_meshs_secret_discovery() {
+    isolated(async |net| {
+        let (mesh, files) = (Authority::new("mesh"), Files::new());
+        let own = mesh.issue(&["spiffe://cluster.local/ns/shop/sa/client"]);
+        let source = Workload {
+            own: Material::pair("test", own.certificate_pem.into(), own.key_pem.into()).unwrap(),
+            roots: Material::authorities("test", mesh.pem().into()).unwrap(),
+        };
+        let keeper = Keeper::new(vec![Arc::new(source)]);
+        keeper.open();
+        let socket = files.path("uds_path");
+        serve_to_envoy(Path::new(&socket), &keeper);
+        files.write("token", "a token");
+
+        let account = "spiffe://cluster.local/ns/shop/sa/web";
+        let listener = tokio::net::TcpListener::bind((net.address(), 8443))
+            .await
+            .unwrap();
+        let mut tls = server_tls(&mesh.issue(&[account]), Some(&mesh));
+        tls.alpn_protocols = vec![b"istio".to_vec()];
+        let web = Backend::https("web", listener, tls);
+        let policy = format!(
+            "  trafficPolicy: {{tls: {{mode: ISTIO_MUTUAL, subjectAltNames: ['{account}']}}}}"
+        );
+        let config = service("web.shop", "10.96.0.1", "80 http HTTP", &[web.endpoint("")])
+            + &destination_rule("web.shop", "web", &policy);
+        let pilot = net
+            .pilot()
+            .mesh(&format!("sdsUdsPath: 'unix:{socket}'"))
+            .start(|folder| write(folder, "all", &config))
+            .await;
+        let client = Proxy::sidecar("client-0.shop")
+            .bound()
+            .metadata("SDS_TOKEN_PATH", json!(files.path("token")))
+            .start(net, &pilot)
+            .await;
+        until("the workload's own certificate", async || {
+            let request = Request::get("/").host("web");
+            let answer = client.ask("10.96.0.1:80", request).await.unwrap();
+            (answer.status == 200).then_some(())
+        })
+        .await;
+        assert!(web.take()[0].certificate.is_some());
         client.assert_nothing_rejected().await;
     });
 }

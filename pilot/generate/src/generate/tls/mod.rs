@@ -22,11 +22,12 @@ use envoy_types::pb::envoy::{
     config::core::v3::grpc_service::{
         EnvoyGrpc, GoogleGrpc, TargetSpecifier,
         google_grpc::{
-            CallCredentials, ChannelCredentials, GoogleLocalCredentials,
+            CallCredentials, ChannelArgs, ChannelCredentials, GoogleLocalCredentials,
             call_credentials::{
                 CredentialSpecifier, MetadataCredentialsFromPlugin,
                 metadata_credentials_from_plugin::ConfigType,
             },
+            channel_args::{self, value::ValueSpecifier},
             channel_credentials::CredentialSpecifier as ChannelCredential,
         },
     },
@@ -202,6 +203,7 @@ fn google(socket: &str, token: Option<&str>) -> core::ConfigSource {
     let mut client = GoogleGrpc {
         target_uri: socket.to_owned(),
         stat_prefix: "sdsstat".to_owned(),
+        channel_args: Some(channel_args()),
         channel_credentials: Some(ChannelCredentials {
             credential_specifier: Some(ChannelCredential::LocalCredentials(
                 GoogleLocalCredentials::default(),
@@ -233,6 +235,25 @@ fn google(socket: &str, token: Option<&str>) -> core::ConfigSource {
         ..Default::default()
     };
     grpc_source(ApiType::Grpc, grpc)
+}
+
+/// Two things to change of the library's ways: for a Unix socket it sends the escaped path as authority, which servers that
+/// check it refuse (those in Rust do), and it waits up to two minutes before it connects again.
+fn channel_args() -> ChannelArgs {
+    let value = |specifier| channel_args::Value {
+        value_specifier: Some(specifier),
+    };
+    let authority = ValueSpecifier::StringValue("localhost".to_owned());
+    let milliseconds = ValueSpecifier::IntValue(5000);
+    ChannelArgs {
+        args: envoy::stable_map([
+            ("grpc.default_authority".to_owned(), value(authority)),
+            (
+                "grpc.max_reconnect_backoff_ms".to_owned(),
+                value(milliseconds),
+            ),
+        ]),
+    }
 }
 
 fn grpc_source(
