@@ -8,14 +8,9 @@ use std::{
 
 use anyhow::Context as _;
 use kube::Client;
-use mesh_config::MeshConfig;
 use mesh_service::{BuildInfo, Drain, Health, admin, serve};
-use mesh_sources::{
-    ConfigSource, DirectoryOptions, DirectorySource, KubernetesOptions, KubernetesSource,
-    MeshLocation, MeshSource, NetworksSource,
-};
-use pilot_generate::registry::kubernetes::Context as KubernetesContext;
-use pilot_xds::{AggregatedDiscoveryService, Debounce, Engine, Publisher, Settings, server};
+use mesh_sources::{MeshSource, NetworksSource};
+use pilot_xds::{Debounce, Engine, Publisher, Settings, server};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
@@ -23,13 +18,10 @@ use crate::{
     debug::{self, Debug},
     inputs::{self, Intake},
     metrics::Metrics,
-    networks,
-    registry::{Kubernetes, Mock, Registry},
+    networks, registry,
     source::PilotSource,
+    sources::{self, MeshFollower},
 };
-
-/// The name of the cluster that Pilot itself belongs to.
-const PRIMARY_CLUSTER: &str = "Kubernetes";
 
 /// How often `/metrics` takes in what generators found.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -71,8 +63,14 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     let metrics = Metrics::new(&registered);
     let xds_metrics = registered.with_registry(pilot_xds::Metrics::new);
 
-    let wanted = Registries::parse(registries, config_dir.is_some())?;
-    let client = match wanted.kubernetes || config_dir.is_none() {
+    let default = if config_dir.is_some() {
+        "Mock"
+    } else {
+        "Kubernetes"
+    };
+    let platforms = registry::platforms(&registries, default)?;
+    let needs_kubernetes = platforms.iter().any(|p| p.needs_kubernetes);
+    let client = match needs_kubernetes || config_dir.is_none() {
         true => Some(kubernetes_client(kubeconfig.as_deref()).await?),
         false => None,
     };
@@ -103,19 +101,22 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     );
 
     // Sources.
-    let (mesh_sender, meshes) = watch::channel(None);
-    let mesh_source = MeshSource::new();
-    let location = mesh_location(mesh_config, client.as_ref(), &namespace, "mesh");
-    drain.spawn(mesh_source.clone().run(location, drain.token()));
-    drain.spawn(follow_mesh(
-        mesh_source,
-        mesh_sender,
-        intake.clone(),
-        health.condition("mesh"),
-        drain.clone(),
-    ));
+    let (contexts, context) = watch::channel(None);
+    let source = MeshSource::new();
+    let client_of = client.as_ref();
+    let location = sources::mesh_location(mesh_config, client_of, &namespace, "mesh");
+    drain.spawn(source.clone().run(location, drain.token()));
+    let follower = MeshFollower {
+        source,
+        intake: intake.clone(),
+        contexts,
+        domain: domain.clone(),
+        trust_domain,
+        condition: health.condition("mesh"),
+    };
+    drain.spawn(follower.run(drain.clone()));
     let networks = NetworksSource::new();
-    let location = mesh_location(networks_config, client.as_ref(), &namespace, "meshNetworks");
+    let location = sources::mesh_location(networks_config, client_of, &namespace, "meshNetworks");
     drain.spawn(networks.clone().run(location, drain.token()));
     drain.spawn(networks::follow(
         networks,
@@ -123,54 +124,21 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
         health.condition("mesh networks"),
         drain.clone(),
     ));
-    let configs = config_source(config_dir, client.as_ref(), &app_namespace, &drain);
-    drain.spawn(follow_configs(
+    let configs = sources::config_source(config_dir, client.as_ref(), &app_namespace, &drain);
+    drain.spawn(sources::follow_configs(
         configs.clone(),
         intake.clone(),
         metrics.clone(),
         health.condition("config"),
         drain.clone(),
     ));
-    let registry = health.condition("registry");
-    drain.spawn({
-        let (intake, drain, metrics, domain) = (
-            intake.clone(),
-            drain.clone(),
-            metrics.clone(),
-            domain.clone(),
-        );
-        let mut meshes: watch::Receiver<Option<Arc<MeshConfig>>> = meshes;
-        async move {
-            // The registry needs the trust domain and default visibility of the mesh.
-            let mesh = tokio::select! {
-                mesh = meshes.wait_for(Option::is_some) => mesh.ok().and_then(|mesh| mesh.clone()),
-                () = drain.begun() => return,
-            };
-            let mesh = mesh.unwrap_or_default();
-            let trust_domain = [trust_domain, mesh.trust_domain.clone(), domain.clone()]
-                .into_iter()
-                .find(|text| !text.is_empty())
-                .unwrap_or_default();
-            let context = KubernetesContext {
-                cluster: PRIMARY_CLUSTER.into(),
-                domain,
-                trust_domain,
-                default_export_to: mesh.default_service_export_to.clone(),
-            };
-            match client.filter(|_| wanted.kubernetes) {
-                Some(client) => {
-                    let kubernetes = Kubernetes {
-                        client,
-                        namespace: app_namespace,
-                        context,
-                        metrics,
-                    };
-                    start(kubernetes, intake, registry, drain).await;
-                }
-                None => start(Mock, intake, registry, drain).await,
-            }
-        }
-    });
+    let setup = registry::Setup {
+        client,
+        namespace: app_namespace,
+        context,
+        metrics: metrics.clone(),
+    };
+    registry::start(&platforms, &setup, &intake, &health, &drain)?;
 
     // Worlds.
     let debounce = Debounce {
@@ -220,7 +188,7 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     );
     drain.spawn_essential("HTTP", serve::http(http, pages.clone(), drain.clone()));
     drain.spawn_essential("monitoring", serve::http(monitoring, pages, drain.clone()));
-    let routes = grpc_routes(engine, &health, &drain)?;
+    let routes = grpc_routes(&engine, &health, &drain)?;
     let refused = xds_metrics.connections_refused.clone();
     drain.spawn_essential(
         "xDS",
@@ -228,36 +196,6 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     );
     drain.finish(DRAIN).await?;
     Ok(())
-}
-
-async fn start<R: Registry>(
-    registry: R,
-    intake: Intake,
-    condition: mesh_service::Condition,
-    drain: Drain,
-) {
-    tracing::info!(registry = registry.name(), "service registry");
-    registry.run(intake, condition, drain).await;
-}
-
-struct Registries {
-    kubernetes: bool,
-}
-
-impl Registries {
-    fn parse(names: Vec<String>, config_dir: bool) -> anyhow::Result<Self> {
-        let mut kubernetes = names.is_empty() && !config_dir;
-        for name in names.iter().filter(|name| !name.is_empty()) {
-            match name.as_str() {
-                "Kubernetes" => kubernetes = true,
-                "Mock" => {}
-                other => anyhow::bail!(
-                    "--registries: {other:?} is not known; known are Kubernetes, Mock"
-                ),
-            }
-        }
-        Ok(Self { kubernetes })
-    }
 }
 
 async fn kubernetes_client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
@@ -276,120 +214,6 @@ async fn kubernetes_client(kubeconfig: Option<&std::path::Path>) -> anyhow::Resu
     Ok(Client::try_from(config)?)
 }
 
-fn config_source(
-    config_dir: Option<std::path::PathBuf>,
-    client: Option<&Client>,
-    app_namespace: &str,
-    drain: &Drain,
-) -> Arc<dyn ConfigSource> {
-    match (config_dir, client) {
-        (None, Some(client)) => {
-            let source = KubernetesSource::new(KubernetesOptions {
-                namespace: (!app_namespace.is_empty()).then(|| app_namespace.to_owned()),
-                kinds: mesh_config::ConfigKind::ALL.to_vec(),
-                ..KubernetesOptions::default()
-            });
-            drain.spawn(source.clone().run(client.clone(), drain.token()));
-            source
-        }
-        (directory, _) => {
-            let source = DirectorySource::new(DirectoryOptions::new(directory.unwrap_or_default()));
-            drain.spawn(source.clone().run(drain.token()));
-            source
-        }
-    }
-}
-
-async fn follow_configs(
-    source: Arc<dyn ConfigSource>,
-    intake: Intake,
-    metrics: Metrics,
-    condition: mesh_service::Condition,
-    drain: Drain,
-) {
-    let mut subscription = source.subscribe();
-    let mut rejections = 0;
-    let mut look = tokio::time::interval(Duration::from_secs(1));
-    loop {
-        tokio::select! {
-            update = subscription.next() => match update {
-                Ok(update) => {
-                    for (key, change) in update.changes.iter() {
-                        metrics.config_event(key.kind.kind(), match change {
-                            mesh_config::Change::Added => "add",
-                            mesh_config::Change::Updated => "update",
-                            mesh_config::Change::Removed => "delete",
-                        });
-                    }
-                    intake.set_configs(update.configs);
-                    condition.met();
-                }
-                // The source ends with the drain.
-                Err(_) => return,
-            },
-            _ = look.tick() => {
-                let status = source.status();
-                if !status.synced {
-                    condition.missing(status.complaints().join("; "));
-                }
-                metrics.object_errors.inc_by(status.rejections.saturating_sub(rejections));
-                rejections = status.rejections;
-            }
-            () = drain.begun() => return,
-        }
-    }
-}
-
-/// The file if there is one, else the ConfigMap, else (no file, no API) the file that never was: defaults.
-fn mesh_location(
-    file: std::path::PathBuf,
-    client: Option<&Client>,
-    namespace: &str,
-    key: &str,
-) -> MeshLocation {
-    match client {
-        Some(client) if !file.exists() => MeshLocation::ConfigMap {
-            client: client.clone(),
-            namespace: namespace.to_owned(),
-            name: "istio".to_owned(),
-            key: key.to_owned(),
-        },
-        _ => MeshLocation::File(file),
-    }
-}
-
-async fn follow_mesh(
-    source: Arc<MeshSource>,
-    sender: watch::Sender<Option<Arc<MeshConfig>>>,
-    intake: Intake,
-    condition: mesh_service::Condition,
-    drain: Drain,
-) {
-    let mut meshes = source.subscribe();
-    let mut look = tokio::time::interval(Duration::from_millis(100));
-    loop {
-        let status = source.status();
-        let mesh = meshes.borrow_and_update().clone();
-        let known = sender
-            .borrow()
-            .as_ref()
-            .is_some_and(|known| Arc::ptr_eq(known, &mesh));
-        if status.synced && !known {
-            condition.met();
-            intake.set_mesh(mesh.clone());
-            sender.send_replace(Some(mesh));
-        } else if !status.synced {
-            condition.missing(status.error.unwrap_or_else(|| "not read yet".to_owned()));
-        }
-        tokio::select! {
-            changed = meshes.changed() => if changed.is_err() { return },
-            // That there are none is a status, not a change.
-            _ = look.tick(), if !status.synced => {}
-            () = drain.begun() => return,
-        }
-    }
-}
-
 async fn report(publisher: Arc<Publisher<PilotSource>>, metrics: Metrics, drain: Drain) {
     let mut tick = tokio::time::interval(REPORT_EVERY);
     loop {
@@ -404,7 +228,7 @@ async fn report(publisher: Arc<Publisher<PilotSource>>, metrics: Metrics, drain:
 }
 
 fn grpc_routes(
-    engine: Arc<Engine<PilotSource>>,
+    engine: &Arc<Engine<PilotSource>>,
     health: &Health,
     drain: &Drain,
 ) -> anyhow::Result<tonic::service::Routes> {
@@ -422,23 +246,20 @@ fn grpc_routes(
                 () = health.ready() => {}
                 () = drain.begun() => return,
             }
-            reporter
-                .set_serving::<AggregatedDiscoveryService<PilotSource>>()
-                .await;
-            reporter
-                .set_service_status("", tonic_health::ServingStatus::Serving)
-                .await;
+            for service in pilot_xds::SERVICES.iter().chain([&""]) {
+                reporter
+                    .set_service_status(*service, tonic_health::ServingStatus::Serving)
+                    .await;
+            }
             drain.begun().await;
             reporter
                 .set_service_status("", tonic_health::ServingStatus::NotServing)
                 .await;
         }
     });
-    Ok(
-        tonic::service::Routes::new(AggregatedDiscoveryService::new(engine))
-            .add_service(health_service)
-            .add_service(reflection),
-    )
+    Ok(pilot_xds::routes(engine)
+        .add_service(health_service)
+        .add_service(reflection))
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -14,6 +14,7 @@ mod proxy;
 mod registry;
 mod scope_cache;
 mod source;
+mod sources;
 mod world;
 
 // Snapshots are many small allocations that die together; jemalloc gives their pages back.

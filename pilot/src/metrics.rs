@@ -26,6 +26,11 @@ struct EventLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RegistryLabel {
+    registry: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RejectedLabel {
     r#type: &'static str,
     name: String,
@@ -39,6 +44,8 @@ pub(crate) struct Metrics {
     inbound: Family<TypeLabel, Counter>,
     registry_events: Family<EventLabel, Counter>,
     config_events: Family<EventLabel, Counter>,
+    registries_up: Family<RegistryLabel, Gauge>,
+    registry_errors: Family<RegistryLabel, Counter>,
     /// `pilot_k8s_endpoints_with_no_pods`
     pub(crate) endpoints_without_pod: Counter,
     /// `pilot_k8s_object_errors`
@@ -94,6 +101,16 @@ impl Metrics {
                 "Config objects added, updated and deleted",
                 Family::default(),
             ),
+            registries_up: metrics.register(
+                "pilot_registry_up",
+                "1 if a registry has been read completely and its server answers",
+                Family::default(),
+            ),
+            registry_errors: metrics.register(
+                "pilot_registry_errors",
+                "Failed tries to read from a registry's server",
+                Family::default(),
+            ),
             endpoints_without_pod: metrics.register(
                 "pilot_k8s_endpoints_with_no_pods",
                 "Endpoints left out because their pod was not known",
@@ -137,6 +154,20 @@ impl Metrics {
                 event,
             })
             .inc();
+    }
+
+    pub(crate) fn registry_up(&self, registry: &str, up: bool) {
+        let label = RegistryLabel {
+            registry: registry.to_owned(),
+        };
+        self.registries_up.get_or_create(&label).set(up.into());
+    }
+
+    pub(crate) fn registry_error(&self, registry: &str) {
+        let label = RegistryLabel {
+            registry: registry.to_owned(),
+        };
+        self.registry_errors.get_or_create(&label).inc();
     }
 
     pub(crate) fn config_event(&self, kind: &'static str, event: &'static str) {

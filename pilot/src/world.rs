@@ -125,7 +125,7 @@ impl World {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use pilot_generate::{
-        Inputs,
+        Inputs, Shard,
         envoy::core::Node,
         model::{
             Address, Endpoint, EndpointAddress, Locality, Protocol, Registry, Resolution, Service,
@@ -187,12 +187,15 @@ mod tests {
         let set = ServiceEndpoints::new(endpoints.iter().map(endpoint).collect());
         let mut inputs = previous.map_or_else(
             || Inputs {
-                services: Arc::new([(key.clone(), Arc::new(service))].into_iter().collect()),
+                shards: vec![Shard {
+                    services: Arc::new(vec![Arc::new(service)]),
+                    ..Shard::new("Kubernetes", Registry::Kubernetes)
+                }],
                 ..Inputs::default()
             },
             |world| world.snapshot.inputs().clone(),
         );
-        inputs.endpoints = Arc::new([(key, Arc::new(set))].into_iter().collect());
+        inputs.shards[0].endpoints = Arc::new([(key, Arc::new(set))].into_iter().collect());
         Arc::new(Snapshot::build(
             &inputs,
             previous.map(|world| &*world.snapshot),

@@ -35,7 +35,7 @@ impl BuildInfo {
 /// The common routes. Services merge their own into it.
 ///
 /// `/healthz` says that the process runs; `/ready` is 200 when every condition of `health` is met, otherwise 503 with a
-/// line per missing condition.
+/// line per missing condition. What is wrong without keeping the service from its work is told in further lines.
 pub fn router(health: &Health, metrics: &Metrics, build: BuildInfo) -> Router {
     let (health, metrics) = (health.clone(), metrics.clone());
     Router::new()
@@ -55,12 +55,12 @@ pub fn router(health: &Health, metrics: &Metrics, build: BuildInfo) -> Router {
 
 fn ready(health: &Health) -> Response {
     let missing = health.missing();
+    let lines = |conditions: &[(String, String)]| -> String {
+        let line = |(name, reason): &(String, String)| format!("{name}: {reason}\n");
+        conditions.iter().map(line).collect()
+    };
     if missing.is_empty() {
-        return "ready\n".into_response();
+        return format!("ready\n{}", lines(&health.degraded())).into_response();
     }
-    let body: String = missing
-        .iter()
-        .map(|(name, reason)| format!("{name}: {reason}\n"))
-        .collect();
-    (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, lines(&missing)).into_response()
 }

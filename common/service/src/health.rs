@@ -2,6 +2,7 @@
 //!
 //! A service is ready when every condition that was declared is met. Components declare a condition when they are built
 //! and hold its handle, so a dependency that is lost later turns `/ready` red with the reason, and back to green by itself.
+//! A dependency that the service can do without for a while does not turn it red: its trouble is told beside "ready".
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,6 +12,8 @@ use tokio::sync::watch;
 #[derive(Clone, Debug)]
 enum State {
     Met,
+    /// Met, but something is wrong.
+    Degraded(String),
     Missing(String),
 }
 
@@ -50,14 +53,24 @@ impl Health {
 
     /// The conditions that are missing, with the reason of each; empty means ready.
     pub fn missing(&self) -> Vec<(String, String)> {
+        self.select(|state| match state {
+            State::Missing(reason) => Some(reason),
+            State::Met | State::Degraded(_) => None,
+        })
+    }
+
+    /// The conditions that are met although something is wrong, with what it is.
+    pub fn degraded(&self) -> Vec<(String, String)> {
+        self.select(|state| match state {
+            State::Degraded(trouble) => Some(trouble),
+            State::Met | State::Missing(_) => None,
+        })
+    }
+
+    fn select(&self, text: impl Fn(&State) -> Option<&String>) -> Vec<(String, String)> {
         let conditions = self.conditions.read();
-        conditions
-            .iter()
-            .filter_map(|(name, state)| match state {
-                State::Met => None,
-                State::Missing(reason) => Some((name.clone(), reason.clone())),
-            })
-            .collect()
+        let named = |(name, state)| Some((String::clone(name), text(state)?.clone()));
+        conditions.iter().filter_map(named).collect()
     }
 
     /// Whether every declared condition is met.
@@ -65,7 +78,7 @@ impl Health {
         self.conditions
             .read()
             .values()
-            .all(|state| matches!(state, State::Met))
+            .all(|state| !matches!(state, State::Missing(_)))
     }
 
     /// Waits until every declared condition is met.
@@ -89,6 +102,17 @@ impl Condition {
     /// The condition is met.
     pub fn met(&self) {
         self.health.set(&self.name, State::Met);
+    }
+
+    /// The condition is met, but something is wrong that an operator should know.
+    pub fn degraded(&self, trouble: impl Into<String>) {
+        self.health.set(&self.name, State::Degraded(trouble.into()));
+    }
+
+    /// The condition does not matter any more: what it was about is gone for good.
+    pub fn withdraw(self) {
+        self.health.conditions.write().remove(&self.name);
+        self.health.changed.send_replace(());
     }
 
     /// The condition is not met (any more); `reason` names what is waited for.
@@ -120,5 +144,11 @@ mod tests {
         waiter.await.unwrap();
         a.missing("lost");
         assert!(!health.is_ready());
+        a.degraded("slow");
+        assert!(health.is_ready() && health.missing().is_empty());
+        assert_eq!(health.degraded(), [("config".into(), "slow".into())]);
+        a.missing("lost");
+        a.withdraw();
+        assert!(health.is_ready() && health.degraded().is_empty());
     }
 }

@@ -3,14 +3,14 @@
 //! # The way through
 //!
 //! ```text
-//! registries ─ registry::kubernetes ─┐
-//! Configs, MeshConfig ───────────────┴─> Inputs ── Snapshot::build(&inputs, previous) ──> Snapshot (immutable)
+//! registries ─ registry::kubernetes ─ Shards ─┐
+//! Configs, MeshConfig ────────────────────────┴─> Inputs ── Snapshot::build(&inputs, previous) ──> Snapshot (immutable)
 //! Envoy Node ── Proxy::from_node ──> Proxy ── ScopeKey::of(&snapshot, &proxy) ──> ScopeKey
 //! Snapshot + ScopeKey ── Scope::build ──> Scope ── generate::{clusters, endpoints, listeners, route} ──> Envoy v3
 //! two Snapshots ── ChangeSet::between ──> what a change touches
 //! ```
 //!
-//! Who writes: Pilot's registries fill the maps of [`Inputs`] and rebuild the snapshot after each debounced change.
+//! Who writes: Pilot's registries give out a [`Shard`] each; the snapshot is rebuilt after each debounced change.
 //! Who reads: the xDS side, which keeps encoded resources by `(ScopeKey, name)`.
 //!
 //! # Sharing
@@ -53,4 +53,4 @@ pub mod snapshot;
 pub use model::{NodeError, Proxy, ProxyKind};
 pub use options::Options;
 pub use report::{Rejection, Report};
-pub use snapshot::{ChangeSet, Inputs, Scope, ScopeKey, Snapshot, View, ViewKey};
+pub use snapshot::{ChangeSet, Inputs, Scope, ScopeKey, Shard, Snapshot, View, ViewKey};

@@ -40,6 +40,8 @@ pub mod metric {
     /// Config that was refused, by kind and name.
     pub const REJECTED_CONFIGS: &str = "pilot_total_rejected_configs";
 
+    /// Services of a registry whose host an earlier registry has (ours, not Istio's).
+    pub const DUPLICATE_HOSTS: &str = "pilot_registry_duplicate_hosts";
     /// Services that cannot have a listener.
     pub const INVALID_OUT_LISTENERS: &str = "pilot_invalid_out_listeners";
     /// Routes to hosts that no service has, or to subsets that no DestinationRule declares (ours, not Istio's): their
@@ -47,7 +49,7 @@ pub mod metric {
     pub const UNKNOWN_DESTINATION: &str = "pilot_vservice_unknown_destination";
 
     /// Every push gauge, so that a metric exists at zero before the first event.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 15] = [
         DUPLICATE_CLUSTERS,
         EDS_NO_INSTANCES,
         VSERVICE_DUP_DOMAIN,
@@ -62,6 +64,7 @@ pub mod metric {
         ENDPOINT_NOT_READY,
         INVALID_OUT_LISTENERS,
         UNKNOWN_DESTINATION,
+        DUPLICATE_HOSTS,
     ];
 }
 

@@ -182,16 +182,20 @@ pub(super) async fn endpointz(State(debug): State<Debug>, Query(params): Params)
     Json(list).into_response()
 }
 
-/// Endpoints by service host and namespace.
+/// Endpoints by service host, namespace and registry.
 pub(super) async fn endpoint_shardz(State(debug): State<Debug>) -> Json<Value> {
-    let mut shards: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
-    if let Some(world) = debug.world() {
-        for (key, set) in world.snapshot.inputs().endpoints.iter() {
+    let mut shards: BTreeMap<&str, BTreeMap<&str, Value>> = BTreeMap::new();
+    let world = debug.world();
+    let all = world.iter().flat_map(|w| &w.snapshot.inputs().shards);
+    for shard in all {
+        for (key, set) in shard.endpoints.iter() {
             let endpoints: Vec<Value> = set.endpoints.iter().map(shard_json).collect();
-            shards.entry(key.hostname.to_string()).or_default().insert(
-                key.namespace.to_string(),
-                json!({"Shards": {"Kubernetes": endpoints}}),
-            );
+            let of_service = shards
+                .entry(&key.hostname)
+                .or_default()
+                .entry(&key.namespace)
+                .or_insert_with(|| json!({"Shards": {}}));
+            of_service["Shards"][&*shard.cluster] = endpoints.into();
         }
     }
     Json(json!(shards))

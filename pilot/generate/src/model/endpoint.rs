@@ -124,19 +124,48 @@ impl Endpoint {
 pub struct ServiceEndpoints {
     /// Sorted by port name, address and port, without duplicates.
     pub endpoints: Vec<Endpoint>,
+    /// Those that nobody may be sent to (yet), of workloads that are known by nothing but this list. Their own proxies
+    /// are configured all the same. Sorted likewise.
+    pub not_ready: Vec<Endpoint>,
 }
 
 impl ServiceEndpoints {
     /// Sorts and deduplicates, so that the same set always gives the same bytes.
-    pub fn new(mut endpoints: Vec<Endpoint>) -> ServiceEndpoints {
-        endpoints.sort_by(|a, b| {
-            (&a.service_port, &a.address, a.port).cmp(&(&b.service_port, &b.address, b.port))
-        });
-        endpoints.dedup_by(|a, b| {
-            a.service_port == b.service_port && a.address == b.address && a.port == b.port
-        });
-        ServiceEndpoints { endpoints }
+    pub fn new(endpoints: Vec<Endpoint>) -> ServiceEndpoints {
+        ServiceEndpoints {
+            endpoints: sorted(endpoints),
+            not_ready: Vec::new(),
+        }
     }
+
+    /// Adds those that are not ready.
+    pub fn with_not_ready(self, not_ready: Vec<Endpoint>) -> ServiceEndpoints {
+        ServiceEndpoints {
+            not_ready: sorted(not_ready),
+            ..self
+        }
+    }
+
+    /// Ready or not.
+    pub fn all(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().chain(&self.not_ready)
+    }
+
+    /// Whether one of these addresses is in it, ready or not.
+    pub fn lists(&self, ips: &[IpAddr]) -> bool {
+        self.all()
+            .any(|e| matches!(e.address, EndpointAddress::Ip(ip) if ips.contains(&ip)))
+    }
+}
+
+fn sorted(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    endpoints.sort_by(|a, b| {
+        (&a.service_port, &a.address, a.port).cmp(&(&b.service_port, &b.address, b.port))
+    });
+    endpoints.dedup_by(|a, b| {
+        a.service_port == b.service_port && a.address == b.address && a.port == b.port
+    });
+    endpoints
 }
 
 /// Endpoints by service. Cloning costs one reference count per service, so an update clones the map, replaces one

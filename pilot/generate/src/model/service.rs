@@ -27,6 +27,10 @@ pub enum Registry {
     Kubernetes,
     ServiceEntry,
     Consul,
+    /// Nothing.
+    Mock,
+    /// ServiceEntries that a config server makes from services it knows (synthetic ones).
+    Mcp,
 }
 
 /// How the endpoints behind a service are found; decides the cluster type.
@@ -162,6 +166,11 @@ impl Service {
             hostname: self.hostname.clone(),
             namespace: self.namespace.clone(),
         }
+    }
+
+    /// What services sort by: their age, then their names.
+    pub fn age(&self) -> (Timestamp, &str, &str, &str) {
+        (self.creation, &self.hostname, &self.namespace, &self.name)
     }
 
     /// A port by number; UDP ports carry no proxied traffic and are not found.

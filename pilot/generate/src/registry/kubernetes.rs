@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::{
         core::v1::{
-            Container, EndpointAddress as SubsetAddress, Endpoints, Pod, Service as KubeService,
+            Container, EndpointAddress as SubsetAddress, Endpoints, ObjectReference, Pod,
+            Service as KubeService,
         },
         discovery::v1::EndpointSlice,
     },
@@ -40,7 +41,7 @@ const ZONE: [&str; 3] = [
 ];
 
 /// What the conversions need to know of the mesh.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
     /// Name of the cluster, as proxies (`CLUSTER_ID`) and MeshNetworks (`fromRegistry`) call it.
     pub cluster: Arc<str>,
@@ -171,13 +172,24 @@ fn external_addresses(object: &KubeService) -> Vec<Arc<str>> {
     all
 }
 
-/// A Pod, with all its addresses. `None` unless it is pending or running and has an address: a finished pod's address
-/// may already belong to another one.
+/// What a Pod amounts to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PodWorkload {
+    /// Its addresses, at least one.
+    pub ips: Vec<IpAddr>,
+    /// The addresses are the node's: many workloads may have them, so none is known by them.
+    pub shares_addresses: bool,
+    /// The workload.
+    pub workload: Arc<Workload>,
+}
+
+/// A Pod. `None` unless it is pending or running and has an address: a finished pod's address may already belong to
+/// another one.
 pub fn workload(
     pod: &Pod,
     node_labels: Option<&BTreeMap<String, String>>,
     context: &Context,
-) -> Option<(Vec<IpAddr>, Workload)> {
+) -> Option<PodWorkload> {
     let (name, namespace) = names(&pod.metadata)?;
     let status = pod.status.as_ref()?;
     if !matches!(
@@ -187,10 +199,6 @@ pub fn workload(
         return None;
     }
     let spec = pod.spec.as_ref()?;
-    if spec.host_network == Some(true) {
-        // The address is the node's: labels of one pod would be claimed for all that share it.
-        return None;
-    }
     let all = status
         .pod_ips
         .iter()
@@ -220,46 +228,49 @@ pub fn workload(
         ),
     };
     let containers = spec.containers.as_slice();
-    Some((
-        ips,
-        Workload {
-            name: name.into(),
-            namespace: namespace.into(),
-            service_account: account.into(),
-            locality: locality(&labels, node_labels),
-            ports: containers
-                .iter()
-                .flat_map(|c| c.ports.iter().flatten())
-                .filter_map(|p| {
-                    Some(ContainerPort {
-                        name: p.name.as_deref().unwrap_or_default().into(),
-                        number: port(p.container_port)?,
-                    })
+    let workload = Workload {
+        name: name.into(),
+        namespace: namespace.into(),
+        service_account: account.into(),
+        locality: locality(&labels, node_labels),
+        ports: containers
+            .iter()
+            .flat_map(|c| c.ports.iter().flatten())
+            .filter_map(|p| {
+                Some(ContainerPort {
+                    name: p.name.as_deref().unwrap_or_default().into(),
+                    number: port(p.container_port)?,
                 })
-                .collect(),
-            probes: containers.iter().flat_map(probes).collect(),
-            tls_mode: match labels.get(TLS_MODE).map(String::as_str) {
-                Some("istio") => TlsMode::Istio,
-                _ => TlsMode::Disabled,
-            },
-            labels: Arc::new(labels),
+            })
+            .collect(),
+        probes: containers.iter().flat_map(probes).collect(),
+        tls_mode: match labels.get(TLS_MODE).map(String::as_str) {
+            Some("istio") => TlsMode::Istio,
+            _ => TlsMode::Disabled,
         },
-    ))
+        labels: Arc::new(labels),
+    };
+    Some(PodWorkload {
+        ips,
+        shares_addresses: spec.host_network == Some(true),
+        workload: Arc::new(workload),
+    })
 }
 
-/// Endpoints of a service from an Endpoints object. `lookup` finds pods by address; the second result counts addresses
-/// of pods that it did not find, which are left out until the pod is known.
+/// Name and namespace.
+pub type PodName<'a> = (&'a str, &'a str);
+
+/// Finds a pod by its address, or by its name where a list of endpoints names it.
+pub type Lookup<'a> = dyn Fn(IpAddr, Option<PodName<'_>>) -> Option<Arc<Workload>> + 'a;
+
+/// Endpoints of a service from an Endpoints object. `lookup` finds pods by address; the second result are addresses of
+/// pods that it did not find, which are left out until the pod is known.
 pub fn endpoints(
     object: &Endpoints,
-    lookup: &dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    lookup: &Lookup<'_>,
     context: &Context,
-) -> (ServiceEndpoints, usize) {
-    let mut collector = Collector {
-        lookup,
-        cluster: &context.cluster,
-        found: Vec::new(),
-        without_pod: 0,
-    };
+) -> (ServiceEndpoints, Vec<IpAddr>) {
+    let mut collector = Collector::new(lookup, context);
     for subset in object.subsets.iter().flatten() {
         let ports: Vec<(Arc<str>, u32)> = subset
             .ports
@@ -267,32 +278,27 @@ pub fn endpoints(
             .flatten()
             .filter_map(|p| Some((p.name.as_deref().unwrap_or_default().into(), port(p.port)?)))
             .collect();
-        for address in subset.addresses.iter().flatten() {
+        let ready = subset.addresses.iter().flatten().map(|a| (a, true));
+        let not_ready = subset
+            .not_ready_addresses
+            .iter()
+            .flatten()
+            .map(|a| (a, false));
+        for (address, ready) in ready.chain(not_ready) {
             let SubsetAddress { ip, target_ref, .. } = address;
-            let of_pod = target_ref
-                .as_ref()
-                .is_some_and(|t| t.kind.as_deref() == Some("Pod"));
-            collector.add(ip, of_pod, &ports);
+            collector.add(ip, pod_name(target_ref.as_ref()), ready, &ports);
         }
     }
-    (
-        ServiceEndpoints::new(collector.found),
-        collector.without_pod,
-    )
+    collector.finish()
 }
 
-/// Endpoints of a service from all of its EndpointSlices. Only ready addresses count; a slice of names (FQDN) is skipped.
+/// Endpoints of a service from all of its EndpointSlices. A slice of names (FQDN) is skipped.
 pub fn endpoint_slices<'a>(
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
-    lookup: &dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    lookup: &Lookup<'_>,
     context: &Context,
-) -> (ServiceEndpoints, usize) {
-    let mut collector = Collector {
-        lookup,
-        cluster: &context.cluster,
-        found: Vec::new(),
-        without_pod: 0,
-    };
+) -> (ServiceEndpoints, Vec<IpAddr>) {
+    let mut collector = Collector::new(lookup, context);
     for slice in slices {
         let ports: Vec<(Arc<str>, u32)> = slice
             .ports
@@ -306,39 +312,56 @@ pub fn endpoint_slices<'a>(
                 .as_ref()
                 .and_then(|c| c.ready)
                 .unwrap_or(true);
-            let of_pod = endpoint
-                .target_ref
-                .as_ref()
-                .is_some_and(|t| t.kind.as_deref() == Some("Pod"));
-            if ready {
-                // Consumers of a slice use the first address; the others are the same backend.
-                endpoint
-                    .addresses
-                    .first()
-                    .into_iter()
-                    .for_each(|ip| collector.add(ip, of_pod, &ports));
+            // Consumers of a slice use the first address; the others are the same backend.
+            if let Some(ip) = endpoint.addresses.first() {
+                collector.add(ip, pod_name(endpoint.target_ref.as_ref()), ready, &ports);
             }
         }
     }
-    (
-        ServiceEndpoints::new(collector.found),
-        collector.without_pod,
-    )
+    collector.finish()
+}
+
+fn pod_name(target: Option<&ObjectReference>) -> Option<PodName<'_>> {
+    let target = target.filter(|t| t.kind.as_deref() == Some("Pod"))?;
+    Some((
+        target.name.as_deref().unwrap_or_default(),
+        target.namespace.as_deref().unwrap_or_default(),
+    ))
 }
 
 struct Collector<'a> {
-    lookup: &'a dyn Fn(IpAddr) -> Option<Arc<Workload>>,
+    lookup: &'a Lookup<'a>,
     cluster: &'a Arc<str>,
     found: Vec<Endpoint>,
-    without_pod: usize,
+    not_ready: Vec<Endpoint>,
+    without_pod: Vec<IpAddr>,
 }
 
-impl Collector<'_> {
-    fn add(&mut self, ip: &str, of_pod: bool, ports: &[(Arc<str>, u32)]) {
+impl<'a> Collector<'a> {
+    fn new(lookup: &'a Lookup<'a>, context: &'a Context) -> Self {
+        Self {
+            lookup,
+            cluster: &context.cluster,
+            found: Vec::new(),
+            not_ready: Vec::new(),
+            without_pod: Vec::new(),
+        }
+    }
+
+    fn finish(self) -> (ServiceEndpoints, Vec<IpAddr>) {
+        let set = ServiceEndpoints::new(self.found).with_not_ready(self.not_ready);
+        (set, self.without_pod)
+    }
+
+    /// A pod that is not ready is known from elsewhere; of other backends only this list tells.
+    fn add(&mut self, ip: &str, pod: Option<PodName<'_>>, ready: bool, ports: &[(Arc<str>, u32)]) {
         let Ok(ip) = ip.parse::<IpAddr>() else { return };
-        let workload = (self.lookup)(ip);
-        if workload.is_none() && of_pod {
-            self.without_pod += 1;
+        if pod.is_some() && !ready {
+            return;
+        }
+        let workload = (self.lookup)(ip, pod);
+        if workload.is_none() && pod.is_some() {
+            self.without_pod.push(ip);
             return;
         }
         let workload = workload.unwrap_or_default();
@@ -347,20 +370,23 @@ impl Collector<'_> {
         } else {
             format!("kubernetes://{}.{}", workload.name, workload.namespace).into()
         };
-        self.found
-            .extend(ports.iter().map(|(name, number)| Endpoint {
-                address: EndpointAddress::Ip(ip),
-                port: *number,
-                service_port: name.clone(),
-                labels: workload.labels.clone(),
-                weight: 1,
-                locality: workload.locality.clone(),
-                service_account: workload.service_account.clone(),
-                uid: uid.clone(),
-                cluster: self.cluster.clone(),
-                network: Arc::default(),
-                tls_mode: workload.tls_mode,
-            }));
+        let list = match ready {
+            true => &mut self.found,
+            false => &mut self.not_ready,
+        };
+        list.extend(ports.iter().map(|(name, number)| Endpoint {
+            address: EndpointAddress::Ip(ip),
+            port: *number,
+            service_port: name.clone(),
+            labels: workload.labels.clone(),
+            weight: 1,
+            locality: workload.locality.clone(),
+            service_account: workload.service_account.clone(),
+            uid: uid.clone(),
+            cluster: self.cluster.clone(),
+            network: Arc::default(),
+            tls_mode: workload.tls_mode,
+        }));
     }
 }
 
@@ -475,10 +501,11 @@ mod tests {
                 "status": status});
             workload(&of(pod), None, &context())
         };
-        let (ips, found) =
+        let pod =
             make(json!({"phase": "Running", "podIP": "10.1.1.1", "podIPs": [{"ip": "10.1.1.1"}]}))
                 .unwrap();
-        assert_eq!(ips.len(), 1);
+        let found = &pod.workload;
+        assert_eq!((pod.ips.len(), pod.shares_addresses), (1, false));
         assert_eq!(&*found.service_account, "spiffe://td/ns/n/sa/sa");
         assert_eq!(
             (found.locality.to_string().as_str(), found.probes[0].port),
@@ -503,9 +530,14 @@ mod tests {
             namespace: "n".into(),
             ..Workload::default()
         });
-        let lookup = |ip: IpAddr| (ip.to_string() == "10.1.1.1").then(|| known.clone());
+        let lookup = |ip: IpAddr, _: Option<PodName<'_>>| {
+            (ip.to_string() == "10.1.1.1").then(|| known.clone())
+        };
         let (set, waiting) = endpoint_slices([&slice], &lookup, &context());
-        assert_eq!((set.endpoints.len(), waiting), (2, 1));
+        assert_eq!(set.endpoints.len(), 2);
+        assert_eq!(waiting, ["10.1.1.2".parse::<IpAddr>().unwrap()]);
         assert_eq!(&*set.endpoints[0].uid, "kubernetes://p.n");
+        // Nobody else tells of a backend that is no pod.
+        assert!(set.lists(&["10.1.1.3".parse().unwrap()]));
     }
 }

@@ -8,12 +8,12 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ahash::{AHashMap, AHashSet};
 
-use super::Snapshot;
+use super::{Shard, Snapshot};
 use crate::{
     compile::{
         DestinationRuleConfig, GatewayConfig, LoadBalancer, SidecarConfig, VirtualServiceConfig,
     },
-    model::{EndpointAddress, EndpointMap, Resolution, Service, ServiceKey, host},
+    model::{EndpointAddress, EndpointMap, Resolution, Service, ServiceKey, WorkloadMap, host},
     patch::EnvoyFilterConfig,
 };
 
@@ -73,7 +73,13 @@ impl ChangeSet {
     /// What changed from one snapshot to another.
     pub fn between(old: &Snapshot, new: &Snapshot) -> ChangeSet {
         // Networks say which endpoints there are for whom: a rare change of everything.
-        if !Arc::ptr_eq(&old.settings, &new.settings) || !Arc::ptr_eq(&old.networks, &new.networks)
+        // So do registries that come and go for those who are in them.
+        let clusters = |s: &Snapshot| -> Vec<Arc<str>> {
+            s.inputs.shards.iter().map(|s| s.cluster.clone()).collect()
+        };
+        if !Arc::ptr_eq(&old.settings, &new.settings)
+            || !Arc::ptr_eq(&old.networks, &new.networks)
+            || clusters(old) != clusters(new)
         {
             return ChangeSet::everything();
         }
@@ -84,7 +90,10 @@ impl ChangeSet {
         set.compare_services(old, new);
         set.compare_config(old, new);
         let mut keys: AHashSet<ServiceKey> = AHashSet::new();
-        compare_endpoints(&old.inputs.endpoints, &new.inputs.endpoints, &mut keys);
+        for (before, after) in old.inputs.shards.iter().zip(&new.inputs.shards) {
+            compare_endpoints(&before.endpoints, &after.endpoints, &mut keys);
+            set.compare_workloads(before, after);
+        }
         compare_endpoints(&old.external, &new.external, &mut keys);
         for key in &keys {
             set.note_endpoints(old, new, key);
@@ -96,23 +105,28 @@ impl ChangeSet {
                 .filter(|ip| old.places.get(ip) != new.places.get(ip))
                 .collect();
         }
-        if !Arc::ptr_eq(&old.inputs.workloads, &new.inputs.workloads) {
-            let (before, after) = (&old.inputs.workloads, &new.inputs.workloads);
-            let changed = after
-                .iter()
-                .filter(|(ip, w)| before.get(ip).is_none_or(|b| b != *w))
-                .map(|(ip, _)| *ip);
-            let gone = before.keys().filter(|ip| !after.contains_key(ip)).copied();
-            set.workloads = changed.chain(gone).collect();
-        }
         set
+    }
+
+    fn compare_workloads(&mut self, before: &Shard, after: &Shard) {
+        let (before, after): (&Arc<WorkloadMap>, _) = (&before.workloads, &after.workloads);
+        if Arc::ptr_eq(before, after) {
+            return;
+        }
+        let changed = after
+            .iter()
+            .filter(|(ip, w)| before.get(ip).is_none_or(|b| b != *w))
+            .map(|(ip, _)| *ip);
+        let gone = before.keys().filter(|ip| !after.contains_key(ip)).copied();
+        self.workloads.extend(changed.chain(gone));
     }
 
     fn compare_services(&mut self, old: &Snapshot, new: &Snapshot) {
         if Arc::ptr_eq(&old.services, &new.services) {
             return;
         }
-        for service in difference(old.services.all(), new.services.all()) {
+        let every = |s: &Snapshot| -> Vec<Arc<Service>> { s.services.every().cloned().collect() };
+        for service in difference(&every(old), &every(new)) {
             self.services
                 .entry(service.hostname.clone())
                 .or_default()
@@ -144,6 +158,7 @@ impl ChangeSet {
         self.ruled = hosts
             .into_iter()
             .flat_map(|host| services.matching(host))
+            .flat_map(|service| services.forms(service))
             .cloned()
             .collect();
     }
@@ -174,7 +189,7 @@ impl ChangeSet {
         }));
         for key in &keys {
             let sets = old.endpoints(key).chain(new.endpoints(key));
-            let addresses = sets.flat_map(|s| &s.endpoints).map(|e| &e.address);
+            let addresses = sets.flat_map(|s| s.all()).map(|e| &e.address);
             self.listed.extend(addresses.filter_map(|a| match a {
                 EndpointAddress::Ip(ip) => Some(*ip),
                 _ => None,

@@ -12,6 +12,7 @@ mod rules;
 mod scope;
 mod services;
 mod settings;
+mod shard;
 mod sidecars;
 mod touches;
 mod view;
@@ -30,8 +31,9 @@ pub use self::{
     networks::Networks,
     rules::{MergedRule, RuleIndex},
     scope::{Scope, ScopeKey},
-    services::{ServiceIndex, ServiceSet},
+    services::{ClusterForm, ServiceIndex, ServiceSet},
     settings::{AccessLogSettings, Settings},
+    shard::Shard,
     sidecars::SidecarIndex,
     touches::Affected,
     view::{Egress, View, ViewKey},
@@ -39,14 +41,13 @@ pub use self::{
 use crate::{
     Options,
     model::{
-        EndpointAddress, EndpointMap, Labels, Locality, Proxy, Service, ServiceEndpoints,
-        ServiceKey, Workload, WorkloadMap,
+        EndpointAddress, EndpointMap, Labels, Locality, Proxy, Registry, ServiceEndpoints,
+        ServiceKey, Workload,
     },
     report::{Report, metric},
 };
 
-/// What a snapshot is made of. Every part is shared: to change one, clone the map behind it (a pointer per entry),
-/// change the clone, and put a new `Arc` here.
+/// What a snapshot is made of. Every part is shared: to change one, put a new `Arc` in its place.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
     /// Mesh config.
@@ -57,12 +58,8 @@ pub struct Inputs {
     pub options: Arc<Options>,
     /// Config objects.
     pub configs: Arc<Configs>,
-    /// Services of all registries but ServiceEntries, which are config.
-    pub services: Arc<AHashMap<ServiceKey, Arc<Service>>>,
-    /// Endpoints of these services.
-    pub endpoints: Arc<EndpointMap>,
-    /// Workloads by address.
-    pub workloads: Arc<WorkloadMap>,
+    /// What the registries know, in the order in which they are asked.
+    pub shards: Vec<Shard>,
 }
 
 /// See the [module](self).
@@ -110,19 +107,17 @@ impl Snapshot {
         };
         let same_entries =
             previous.filter(|p| same_list(&p.config.service_entries, &config.service_entries));
-        let services =
-            match same_entries.filter(|p| Arc::ptr_eq(&p.inputs.services, &inputs.services)) {
-                Some(p) => p.services.clone(),
-                None => {
-                    let external = config
-                        .service_entries
-                        .iter()
-                        .flat_map(|e| e.services.iter().cloned());
-                    Arc::new(ServiceIndex::new(
-                        inputs.services.values().cloned().chain(external),
-                    ))
-                }
-            };
+        let services = match same_entries.filter(|p| same_services(&p.inputs, inputs)) {
+            Some(p) => p.services.clone(),
+            None => {
+                let entries = config.service_entries.iter();
+                Arc::new(ServiceIndex::new(
+                    &inputs.shards,
+                    entries.flat_map(|e| e.services.iter().cloned()),
+                    previous.map(|p| &*p.services),
+                ))
+            }
+        };
         let (external, places) = match same_entries {
             Some(p) => (p.external.clone(), p.places.clone()),
             None => {
@@ -147,11 +142,16 @@ impl Snapshot {
             Arc::ptr_eq(&p.config, &config)
                 && Arc::ptr_eq(&p.services, &services)
                 && Arc::ptr_eq(&p.networks, &networks)
+                && same_reports(&p.inputs, inputs)
         });
         let report = match same {
             Some(p) => p.report.clone(),
             None => {
                 let mut report = config.report.clone();
+                report.merge(&services.report);
+                for shard in &inputs.shards {
+                    report.merge(&shard.report);
+                }
                 unknown_destinations(&config, &services, &mut report);
                 report
                     .rejections
@@ -201,34 +201,80 @@ impl Snapshot {
         &self.report
     }
 
-    /// Endpoint sets of a service: of its registry, and of ServiceEntries of the same host and namespace.
+    /// Endpoint sets of a service: of every registry that has it, and of ServiceEntries of the same host and namespace.
     pub fn endpoints(&self, key: &ServiceKey) -> impl Iterator<Item = &Arc<ServiceEndpoints>> {
-        self.inputs
-            .endpoints
-            .get(key)
-            .into_iter()
+        let shards = self.inputs.shards.iter();
+        shards
+            .filter_map(|shard| shard.endpoints.get(key))
             .chain(self.external.get(key))
     }
 
-    /// The workload of an address.
+    /// The workload of an address, in the first registry that knows one.
     pub fn workload(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.inputs.workloads.get(&ip)
+        let mut shards = self.inputs.shards.iter();
+        shards.find_map(|shard| shard.workloads.get(&ip))
     }
 
-    /// The workload of a proxy, by the first of its addresses that is known.
-    pub fn workload_of(&self, proxy: &Proxy) -> Option<&Arc<Workload>> {
-        proxy.ips.iter().find_map(|ip| self.workload(*ip))
+    /// The registries that a proxy may belong to: the one it names, if there is one of that name (addresses of several
+    /// clusters may overlap), else all.
+    pub fn shards_of<'a>(&'a self, proxy: &'a Proxy) -> impl Iterator<Item = &'a Shard> {
+        let shards = &self.inputs.shards;
+        let named = shards.iter().any(|s| s.cluster == proxy.cluster_id);
+        shards
+            .iter()
+            .filter(move |s| !named || s.cluster == proxy.cluster_id)
+    }
+
+    /// The registry that knows a proxy's workload, and the workload, by the first of its addresses that is known.
+    fn found_in<'a>(&'a self, proxy: &'a Proxy) -> Option<(&'a Shard, &'a Arc<Workload>)> {
+        self.shards_of(proxy).find_map(|shard| {
+            let workload = proxy.ips.iter().find_map(|ip| shard.workloads.get(ip))?;
+            Some((shard, workload))
+        })
+    }
+
+    /// A registry by its name.
+    pub fn shard(&self, cluster: &str) -> Option<&Shard> {
+        self.inputs.shards.iter().find(|s| &*s.cluster == cluster)
+    }
+
+    /// The workload of a proxy.
+    pub fn workload_of<'a>(&'a self, proxy: &'a Proxy) -> Option<&'a Arc<Workload>> {
+        self.found_in(proxy).map(|(_, workload)| workload)
+    }
+
+    /// The cluster a proxy is in, if that is one of Kubernetes but not the first of them; else empty.
+    fn other_cluster_of(&self, proxy: &Proxy) -> Arc<str> {
+        let mut clusters = self.inputs.shards.iter();
+        let first = clusters.find(|s| s.registry == Registry::Kubernetes);
+        if clusters.all(|s| s.registry != Registry::Kubernetes) {
+            return Arc::default();
+        }
+        let cluster = self.cluster_of(proxy);
+        let of_kubernetes = self
+            .shard(&cluster)
+            .is_some_and(|s| s.registry == Registry::Kubernetes);
+        match first {
+            Some(first) if of_kubernetes && first.cluster != cluster => cluster,
+            _ => Arc::default(),
+        }
+    }
+
+    /// The cluster a proxy is in: what it told itself, else the one that knows its workload; empty if none does.
+    pub fn cluster_of(&self, proxy: &Proxy) -> Arc<str> {
+        if self.shard(&proxy.cluster_id).is_some() {
+            return proxy.cluster_id.clone();
+        }
+        let found = self.found_in(proxy);
+        found.map_or_else(|| proxy.cluster_id.clone(), |(s, _)| s.cluster.clone())
     }
 
     /// Where a proxy runs: what the registries know of its addresses, else what it told itself.
     pub fn locality_of(&self, proxy: &Proxy) -> Locality {
-        let known = proxy.ips.iter().find_map(|ip| {
-            let of_workload = self.workload(*ip).map(|w| &w.locality);
-            of_workload
-                .filter(|l| !l.is_empty())
-                .or_else(|| self.places.get(ip))
-        });
-        known
+        let of_workload = self.workload_of(proxy).map(|w| &w.locality);
+        of_workload
+            .filter(|l| !l.is_empty())
+            .or_else(|| proxy.ips.iter().find_map(|ip| self.places.get(ip)))
             .or(proxy.locality.as_ref())
             .cloned()
             .unwrap_or_default()
@@ -294,6 +340,22 @@ fn unknown_destinations(config: &ConfigIndex, services: &ServiceIndex, report: &
             );
         }
     }
+}
+
+fn same_services(a: &Inputs, b: &Inputs) -> bool {
+    a.shards.len() == b.shards.len()
+        && a.shards
+            .iter()
+            .zip(&b.shards)
+            .all(|(a, b)| a.same_services(b))
+}
+
+fn same_reports(a: &Inputs, b: &Inputs) -> bool {
+    a.shards.len() == b.shards.len()
+        && a.shards
+            .iter()
+            .zip(&b.shards)
+            .all(|(a, b)| Arc::ptr_eq(&a.report, &b.report))
 }
 
 fn same_list<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {

@@ -26,6 +26,8 @@ pub struct ScopeKey {
     pub namespace: Arc<str>,
     /// The Sidecar that applies: which one says it all, its content is the snapshot's.
     pub sidecar: Option<SidecarId>,
+    /// Its cluster, if that is another one than the first: services have other addresses there.
+    pub cluster: Arc<str>,
     /// Domain from which short host names are understood.
     pub dns_domain: Arc<str>,
     /// Those labels that some VirtualService in view, or (routers) some Gateway, asks for.
@@ -76,11 +78,13 @@ impl ScopeKey {
             kind,
             namespace,
             sidecar,
+            cluster,
         } = view.key().clone();
         ScopeKey {
             kind,
             namespace,
             sidecar,
+            cluster,
             dns_domain: proxy.dns_domain.clone(),
             labels,
             interception: match proxy.kind {
@@ -111,6 +115,7 @@ impl ScopeKey {
             kind: self.kind,
             namespace: self.namespace.clone(),
             sidecar: self.sidecar.clone(),
+            cluster: self.cluster.clone(),
         }
     }
 

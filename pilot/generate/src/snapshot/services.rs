@@ -1,10 +1,19 @@
 //! Services of all registries, sorted and findable.
+//!
+//! Registries are asked in their order. A host of Kubernetes that other clusters have too is one service: the first
+//! cluster's, with a [`ClusterForm`] for each of the others, whose proxies know it by another address. Any other host
+//! belongs to the registry that has it first; the others' services of that name are left out and reported.
+//! ServiceEntries are config, not a registry: they stand beside what the registries have.
 
 use std::sync::Arc;
 
 use ahash::{AHashMap, AHashSet};
 
-use crate::model::{Service, Visibility, host};
+use super::Shard;
+use crate::{
+    model::{Registry, Service, Visibility, host},
+    report::{Report, metric},
+};
 
 /// Services, the oldest first, findable by host.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +68,82 @@ impl ServiceSet {
     }
 }
 
+/// A service as it is in a cluster that is not the one it was taken from.
+#[derive(Clone, Debug)]
+pub struct ClusterForm {
+    /// The cluster's own object.
+    pub own: Arc<Service>,
+    /// The merged service under the address that it has in this cluster: what clients there use.
+    pub outbound: Arc<Service>,
+}
+
+impl ClusterForm {
+    /// Keeps the identity of what is as it was before.
+    fn new(merged: &Arc<Service>, own: &Arc<Service>, before: Option<&ClusterForm>) -> ClusterForm {
+        let outbound = if merged.address == own.address {
+            merged.clone()
+        } else {
+            let outbound = Service {
+                address: own.address,
+                ..(**merged).clone()
+            };
+            match before.filter(|before| *before.outbound == outbound) {
+                Some(before) => before.outbound.clone(),
+                None => Arc::new(outbound),
+            }
+        };
+        ClusterForm {
+            own: own.clone(),
+            outbound,
+        }
+    }
+}
+
+/// What shards amount to.
+#[derive(Default)]
+struct Merged {
+    all: Vec<Arc<Service>>,
+    /// By cluster and host.
+    forms: AHashMap<Arc<str>, AHashMap<Arc<str>, ClusterForm>>,
+    report: Report,
+}
+
+impl Merged {
+    fn new(shards: &[Shard], previous: Option<&ServiceIndex>) -> Merged {
+        let mut merged = Merged::default();
+        if let [only] = shards {
+            merged.all.extend(only.services.iter().cloned());
+            return merged;
+        }
+        // The registry that has a host, and its service.
+        let mut owners: AHashMap<Arc<str>, (usize, Arc<Service>)> = AHashMap::new();
+        for (i, shard) in shards.iter().enumerate() {
+            for service in shard.services.iter() {
+                let owner = owners
+                    .entry(service.hostname.clone())
+                    .or_insert_with(|| (i, service.clone()));
+                let of = &shards[owner.0];
+                let kubernetes = [of.registry, shard.registry] == [Registry::Kubernetes; 2];
+                if owner.0 == i {
+                    merged.all.push(service.clone());
+                } else if kubernetes {
+                    let before = previous.and_then(|p| p.form(&shard.cluster, &service.hostname));
+                    let form = ClusterForm::new(&owner.1, service, before);
+                    let forms = merged.forms.entry(shard.cluster.clone()).or_default();
+                    forms.insert(service.hostname.clone(), form);
+                } else {
+                    merged.report.event(
+                        metric::DUPLICATE_HOSTS,
+                        format!("{} of {}", service.hostname, shard.cluster),
+                        format!("{} has this host first; it stays in use", of.cluster),
+                    );
+                }
+            }
+        }
+        merged
+    }
+}
+
 /// All services. Rebuilt when a service changed: O(S log S) on pointers.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceIndex {
@@ -69,19 +154,24 @@ pub struct ServiceIndex {
     with_private: AHashSet<Arc<str>>,
     by_namespace: AHashMap<Arc<str>, Vec<u32>>,
     wildcards: Vec<u32>,
+    /// By cluster and host.
+    forms: AHashMap<Arc<str>, AHashMap<Arc<str>, ClusterForm>>,
+    pub(super) report: Report,
 }
 
 impl ServiceIndex {
-    pub(super) fn new(services: impl IntoIterator<Item = Arc<Service>>) -> ServiceIndex {
-        let mut all: Vec<Arc<Service>> = services.into_iter().collect();
-        all.sort_by(|a, b| {
-            (a.creation, &a.hostname, &a.namespace, &a.name).cmp(&(
-                b.creation,
-                &b.hostname,
-                &b.namespace,
-                &b.name,
-            ))
-        });
+    pub(super) fn new(
+        shards: &[Shard],
+        external: impl Iterator<Item = Arc<Service>>,
+        previous: Option<&ServiceIndex>,
+    ) -> ServiceIndex {
+        let Merged {
+            mut all,
+            forms,
+            report,
+        } = Merged::new(shards, previous);
+        all.extend(external);
+        all.sort_by(|a, b| a.age().cmp(&b.age()));
         let mut by_namespace: AHashMap<Arc<str>, Vec<u32>> = AHashMap::new();
         let mut with_private: AHashSet<Arc<str>> = AHashSet::new();
         let mut wildcards = Vec::new();
@@ -115,7 +205,49 @@ impl ServiceIndex {
             with_private,
             by_namespace,
             wildcards,
+            forms,
+            report,
         }
+    }
+
+    /// How a host that several clusters have is in this one, if not as [`ServiceIndex::all`] has it.
+    pub fn form(&self, cluster: &str, hostname: &str) -> Option<&ClusterForm> {
+        self.forms.get(cluster)?.get(hostname)
+    }
+
+    /// A service as clients in this cluster know it.
+    fn seen_from<'a>(&'a self, cluster: &str, service: &'a Arc<Service>) -> &'a Arc<Service> {
+        let form = match service.registry {
+            Registry::Kubernetes => self.form(cluster, &service.hostname),
+            _ => None,
+        };
+        form.map_or(service, |form| &form.outbound)
+    }
+
+    /// A set as clients in this cluster know it.
+    pub(super) fn set_seen_from(&self, cluster: &str, set: &Arc<ServiceSet>) -> Arc<ServiceSet> {
+        if !self.forms.contains_key(cluster) {
+            return set.clone();
+        }
+        let seen = set.all.iter().map(|s| self.seen_from(cluster, s).clone());
+        Arc::new(ServiceSet::new(seen.collect()))
+    }
+
+    /// Every form of a service.
+    pub(super) fn forms<'a>(
+        &'a self,
+        service: &'a Arc<Service>,
+    ) -> impl Iterator<Item = &'a Arc<Service>> {
+        let forms = self.forms.values();
+        let forms = forms.filter_map(|forms| forms.get(&service.hostname));
+        std::iter::once(service).chain(forms.flat_map(|form| [&form.own, &form.outbound]))
+    }
+
+    /// Every service in every form: all that some proxy's configuration may depend on.
+    pub(super) fn every(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let forms = self.forms.values().flat_map(|forms| forms.values());
+        let forms = forms.flat_map(|form| [&form.own, &form.outbound]);
+        self.all.all.iter().chain(forms)
     }
 
     /// Every service, shared.

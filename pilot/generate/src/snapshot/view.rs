@@ -38,6 +38,8 @@ pub struct ViewKey {
     pub namespace: Arc<str>,
     /// The Sidecar that restricts it.
     pub sidecar: Option<SidecarId>,
+    /// The cluster from which it looks, if that is another one than the first.
+    pub cluster: Arc<str>,
 }
 
 impl ViewKey {
@@ -55,6 +57,7 @@ impl ViewKey {
             kind: proxy.kind,
             namespace: proxy.namespace.clone(),
             sidecar: sidecar.map(|s| s.id.clone()),
+            cluster: snapshot.other_cluster_of(proxy),
         }
     }
 }
@@ -270,6 +273,22 @@ fn label_keys(snapshot: &Snapshot, list: &VirtualServices) -> Arc<[String]> {
 }
 
 fn services(
+    snapshot: &Snapshot,
+    key: &ViewKey,
+    sidecar: Option<&SidecarConfig>,
+) -> Parts<Arc<ServiceSet>> {
+    let parts = imported_services(snapshot, key, sidecar);
+    if key.cluster.is_empty() {
+        return parts;
+    }
+    let seen = |set| snapshot.services().set_seen_from(&key.cluster, set);
+    Parts {
+        all: seen(&parts.all),
+        egress: parts.egress.iter().map(seen).collect(),
+    }
+}
+
+fn imported_services(
     snapshot: &Snapshot,
     key: &ViewKey,
     sidecar: Option<&SidecarConfig>,

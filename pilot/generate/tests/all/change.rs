@@ -22,10 +22,10 @@ fn an_endpoint_change_touches_its_assignments_only() {
     let before = Arc::new(Snapshot::build(&fixture.inputs, None));
     let mut inputs = fixture.inputs.clone();
     let key = context().key("reviews", "default");
-    let mut map = (*inputs.endpoints).clone();
+    let mut map = (*inputs.shards[0].endpoints).clone();
     let fewer = map[&key].endpoints[1..].to_vec();
     map.insert(key, Arc::new(ServiceEndpoints::new(fewer)));
-    inputs.endpoints = Arc::new(map);
+    inputs.shards[0].endpoints = Arc::new(map);
     let after = Arc::new(Snapshot::build(&inputs, Some(&before)));
 
     assert!(

@@ -8,11 +8,11 @@ use k8s_openapi::api::{
 };
 use mesh_config::{Configs, MeshConfig, parse};
 use pilot_generate::{
-    Inputs, Options, Proxy, Report, Scope, Snapshot,
+    Inputs, Options, Proxy, Report, Scope, Shard, Snapshot,
     envoy::core::Node,
     generate,
-    model::{EndpointMap, ServiceEndpoints, WorkloadMap},
-    registry::kubernetes::{self, Context},
+    model::{EndpointMap, Registry, ServiceEndpoints, WorkloadMap},
+    registry::kubernetes::{self, Context, PodName},
 };
 use serde_json::Value;
 
@@ -62,16 +62,15 @@ impl Fixture {
         let context = context();
         let mut workloads = WorkloadMap::default();
         for pod in all::<Pod>(&docs, "Pod") {
-            if let Some((ips, workload)) = kubernetes::workload(&pod, None, &context) {
-                let workload = Arc::new(workload);
-                workloads.extend(ips.into_iter().map(|ip| (ip, workload.clone())));
+            if let Some(pod) = kubernetes::workload(&pod, None, &context) {
+                workloads.extend(pod.ips.iter().map(|ip| (*ip, pod.workload.clone())));
             }
         }
-        let lookup = |ip: IpAddr| workloads.get(&ip).cloned();
+        let lookup = |ip: IpAddr, _: Option<PodName<'_>>| workloads.get(&ip).cloned();
         let services = all::<Service>(&docs, "Service")
             .iter()
             .filter_map(|s| kubernetes::service(s, &context))
-            .map(|s| (s.key(), Arc::new(s)))
+            .map(Arc::new)
             .collect();
         let mut endpoints = EndpointMap::default();
         for object in all::<Endpoints>(&docs, "Endpoints") {
@@ -155,9 +154,12 @@ impl Fixture {
                 networks: Arc::new(networks),
                 options: Arc::new(options),
                 configs: Arc::new(Configs::from_objects(parsed.objects)),
-                services: Arc::new(services),
-                endpoints: Arc::new(endpoints),
-                workloads: Arc::new(workloads),
+                shards: vec![Shard {
+                    services: Arc::new(services),
+                    endpoints: Arc::new(endpoints),
+                    workloads: Arc::new(workloads),
+                    ..Shard::new("Kubernetes", Registry::Kubernetes)
+                }],
             },
             proxies,
         }

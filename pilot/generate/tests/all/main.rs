@@ -10,5 +10,6 @@ mod fixture;
 mod golden;
 mod patches;
 mod property;
+mod registries;
 mod scale;
 mod world;

@@ -100,18 +100,18 @@ fn envoy_takes_whatever_comes() {
 
 /// The second inputs with the identity of what is equal in the first, as registries keep it.
 fn sharing(first: &Inputs, mut second: Inputs) -> Inputs {
-    fn share<K: Clone + Eq + std::hash::Hash, V: PartialEq>(
-        first: &Arc<ahash::AHashMap<K, Arc<V>>>,
-        second: &mut Arc<ahash::AHashMap<K, Arc<V>>>,
-    ) {
-        for (key, value) in Arc::make_mut(second) {
-            if let Some(before) = first.get(key).filter(|before| *before == value) {
-                *value = before.clone();
+    for (first, second) in first.shards.iter().zip(&mut second.shards) {
+        for service in Arc::make_mut(&mut second.services) {
+            if let Some(before) = first.services.iter().find(|before| *before == service) {
+                *service = before.clone();
+            }
+        }
+        for (key, set) in Arc::make_mut(&mut second.endpoints) {
+            if let Some(before) = first.endpoints.get(key).filter(|before| *before == set) {
+                *set = before.clone();
             }
         }
     }
-    share(&first.services, &mut second.services);
-    share(&first.endpoints, &mut second.endpoints);
     second.mesh = first.mesh.clone();
     second.options = first.options.clone();
     if first.networks == second.networks {

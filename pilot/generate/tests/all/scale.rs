@@ -40,9 +40,9 @@ fn a_change_costs_what_it_changes() {
     timed("first snapshot", start);
 
     let mut inputs = fixture.inputs.clone();
-    let mut endpoints = (*inputs.endpoints).clone();
+    let mut endpoints = (*inputs.shards[0].endpoints).clone();
     endpoints.remove(&context().key("s7", "ns7"));
-    inputs.endpoints = Arc::new(endpoints);
+    inputs.shards[0].endpoints = Arc::new(endpoints);
     let start = Instant::now();
     let second = Arc::new(Snapshot::build(&inputs, Some(&first)));
     let change = ChangeSet::between(&first, &second);

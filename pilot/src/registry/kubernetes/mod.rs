@@ -1,214 +1,184 @@
 //! Services, EndpointSlices (or Endpoints), Pods and Nodes of one Kubernetes cluster.
 //!
-//! One task owns the index. kube-rs' watchers list in pages, watch with bookmarks, list again after 410 and back off with
-//! jitter for ever; a list replaces what was known of its kind when it is complete, never before, so neither a lost API
-//! server nor a slow relist empties anything. Events that are ready together become one state.
+//! One task owns the index. A list replaces what was known of its kind when it is complete, never before, so neither a lost
+//! API server nor a slow relist empties anything. Events that are ready together become one state.
+//!
+//! When what the mesh says of registries changes (its trust domain, its default visibility), everything is listed anew and
+//! converted by the new rules; the old state stays in use until that is complete.
 //!
 //! Cost: an event costs work in its own object, plus the endpoints of the services that list a changed pod's address. A
 //! state shares everything that did not change with the one before.
 
 mod index;
+mod watch;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
-use futures::{
-    StreamExt as _,
-    stream::{self, BoxStream},
-};
-use k8s_openapi::api::{
-    core::v1::{Endpoints, Node, Pod, Service},
-    discovery::v1::EndpointSlice,
-};
-use kube::{
-    Api, Client, Resource,
-    runtime::{WatchStreamExt as _, utils::ResetTimerBackoff, watcher},
-};
-use mesh_service::{Condition, Drain};
-use pilot_generate::registry::kubernetes::Context;
-use serde::de::DeserializeOwned;
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use kube::Client;
+use mesh_service::Drain;
+use pilot_generate::{model, registry::kubernetes::Context};
+use tokio::{sync::watch as channel, time::Instant};
 
-use self::index::Index;
-use super::Registry;
-use crate::{inputs::Intake, metrics::Metrics};
+use self::{
+    index::Index,
+    watch::{Change, Kind, RETRY_MAX},
+};
+use super::{Outlet, Platform, Registry, Setup};
+use crate::metrics::Metrics;
 
 /// Events taken into one state at most.
 const BATCH: usize = 1024;
 
+/// No try waits longer than twice the longest back-off. A watch that starts again after failures says nothing of it until
+/// something changes, so silence is the sign of success.
+const QUIET: Duration = Duration::from_secs(RETRY_MAX.as_secs() * 3);
+
+pub(super) const PLATFORM: Platform = Platform {
+    name: "Kubernetes",
+    registry: model::Registry::Kubernetes,
+    needs_kubernetes: true,
+    make: |setup| match setup.client.clone() {
+        Some(client) => Ok(Box::new(Kubernetes::new(client, setup))),
+        None => anyhow::bail!("--registries Kubernetes needs a Kubernetes API"),
+    },
+};
+
 /// The registry of one cluster.
-pub(crate) struct Kubernetes {
-    pub(crate) client: Client,
+pub(super) struct Kubernetes {
+    cluster: Cluster,
+    context: channel::Receiver<Option<Context>>,
+}
+
+struct Cluster {
+    client: Client,
     /// Only this namespace; empty: all.
-    pub(crate) namespace: String,
-    pub(crate) context: Context,
-    pub(crate) metrics: Metrics,
+    namespace: String,
+    metrics: Metrics,
 }
 
-enum Object {
-    Service(Box<Service>),
-    Slice(Box<EndpointSlice>),
-    Endpoints(Box<Endpoints>),
-    Pod(Box<Pod>),
-    Node(Box<Node>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Kind {
-    Service,
-    Endpoints,
-    Pod,
-    Node,
-}
-
-impl Kind {
-    /// As metrics and messages call it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Service => "Services",
-            Self::Endpoints => "Endpoints",
-            Self::Pod => "Pods",
-            Self::Node => "Nodes",
+impl Kubernetes {
+    pub(super) fn new(client: Client, setup: &Setup) -> Self {
+        Self {
+            cluster: Cluster {
+                client,
+                namespace: setup.namespace.clone(),
+                metrics: setup.metrics.clone(),
+            },
+            context: setup.context.clone(),
         }
     }
 }
 
-enum Change {
-    /// A list begins.
-    Init,
-    /// One object of the list.
-    Listed(Object),
-    /// The list is complete.
-    Done,
-    Apply(Object),
-    Delete(Object),
-    Error(watcher::Error),
+impl Registry for Kubernetes {
+    fn run(self: Box<Self>, mut outlet: Outlet, drain: Drain) -> BoxFuture<'static, ()> {
+        async move {
+            let Self { cluster, context } = *self;
+            tokio::select! {
+                () = cluster.follow(context, &mut outlet) => {}
+                () = drain.begun() => {}
+            }
+        }
+        .boxed()
+    }
 }
 
-impl Registry for Kubernetes {
-    fn name(&self) -> &'static str {
-        "Kubernetes"
+impl Cluster {
+    async fn follow(&self, mut settings: channel::Receiver<Option<Context>>, outlet: &mut Outlet) {
+        let slices = self.has_slices(outlet).await;
+        if !slices {
+            tracing::info!("the API server knows no EndpointSlices; Endpoints are used instead");
+        }
+        // Ends when whoever reads the mesh settings does, with the process.
+        while let Ok(context) = settings.wait_for(Option::is_some).await.map(|c| c.clone()) {
+            tokio::select! {
+                () = self.read(context.unwrap_or_default(), slices, outlet) => return,
+                changed = settings.changed() => if changed.is_err() { return },
+            }
+            tracing::info!(
+                registry = outlet.cluster(),
+                "mesh settings changed: listing anew"
+            );
+        }
     }
 
-    async fn run(self, intake: Intake, condition: Condition, drain: Drain) {
-        condition.missing("the API server has not answered yet");
-        let Some(slices) = self.has_slices(&condition, &drain).await else {
-            return;
-        };
-        let endpoints = if slices {
-            self.watch::<EndpointSlice>(Kind::Endpoints, Object::Slice)
-        } else {
-            tracing::info!("the API server knows no EndpointSlices; Endpoints are used instead");
-            self.watch::<Endpoints>(Kind::Endpoints, Object::Endpoints)
-        };
-        let all = [
-            self.watch::<Service>(Kind::Service, Object::Service),
-            endpoints,
-            self.watch::<Pod>(Kind::Pod, Object::Pod),
-            self.watch_nodes(),
-        ];
-        let mut events = stream::select_all(all).ready_chunks(BATCH);
-        let mut index = Index::new(self.context, self.metrics);
+    /// Follows the cluster for ever.
+    async fn read(&self, context: Context, slices: bool, outlet: &mut Outlet) {
+        let mut events = watch::watch(&self.client, &self.namespace, slices).ready_chunks(BATCH);
+        let mut index = Index::new(context, outlet.empty(), self.metrics.clone());
+        let mut failed: BTreeMap<Kind, Instant> = BTreeMap::new();
+        let mut look = tokio::time::interval(RETRY_MAX);
         loop {
             let chunk = tokio::select! {
                 chunk = events.next() => chunk,
-                () = drain.begun() => return,
+                _ = look.tick() => {
+                    failed.retain(|kind, at| {
+                        let recovered = at.elapsed() > QUIET;
+                        if recovered {
+                            outlet.recovered(kind.name());
+                        }
+                        !recovered
+                    });
+                    continue;
+                }
             };
             // Watchers do not end.
             let Some(chunk) = chunk else { return };
             for (kind, change) in chunk {
-                index.take(kind, change, &condition);
-            }
-            if let Some((state, event)) = index.publish() {
-                condition.met();
-                intake.set_registry(state, event);
-            }
-        }
-    }
-}
-
-impl Kubernetes {
-    /// Whether the API server has `discovery.k8s.io/v1`. Asks until it answers; `None` when the drain begins.
-    async fn has_slices(&self, condition: &Condition, drain: &Drain) -> Option<bool> {
-        let mut wait = Duration::from_millis(200);
-        let mut said = false;
-        loop {
-            match self
-                .client
-                .list_api_group_resources("discovery.k8s.io/v1")
-                .await
-            {
-                Ok(list) => return Some(list.resources.iter().any(|r| r.name == "endpointslices")),
-                Err(kube::Error::Api(status)) if status.code == 404 => return Some(false),
-                Err(error) => {
-                    condition.missing(format!("the API server does not answer: {error}"));
-                    if !std::mem::replace(&mut said, true) {
-                        tracing::warn!(%error, "the API server does not answer; trying on");
+                match change {
+                    Ok(change) => {
+                        // Before each try to list there is an "Init".
+                        if !matches!(change, Change::Init) {
+                            failed.remove(&kind);
+                            outlet.recovered(kind.name());
+                        }
+                        index.take(kind, change);
+                    }
+                    Err(error) => {
+                        failed.insert(kind, Instant::now());
+                        outlet.failed(kind.name(), chain(&error));
                     }
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(wait.mul_f64(rand::random_range(0.8..1.2))) => {}
-                () = drain.begun() => return None,
+            if let Some((shard, event)) = index.publish() {
+                outlet.publish(shard, event);
             }
-            wait = (wait * 2).min(Duration::from_secs(5));
         }
     }
 
-    fn watch<K>(&self, kind: Kind, wrap: fn(Box<K>) -> Object) -> BoxStream<'static, (Kind, Change)>
-    where
-        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-            + DeserializeOwned
-            + Clone
-            + std::fmt::Debug
-            + Send
-            + 'static,
-    {
-        let api: Api<K> = if self.namespace.is_empty() {
-            Api::all(self.client.clone())
-        } else {
-            Api::namespaced(self.client.clone(), &self.namespace)
-        };
-        events(api, kind, wrap)
-    }
-
-    fn watch_nodes(&self) -> BoxStream<'static, (Kind, Change)> {
-        events(Api::all(self.client.clone()), Kind::Node, Object::Node)
+    /// Whether the API server has `discovery.k8s.io/v1`. Asks until it answers.
+    async fn has_slices(&self, outlet: &mut Outlet) -> bool {
+        const WHAT: &str = "discovery.k8s.io/v1";
+        let mut wait = Duration::from_millis(200);
+        loop {
+            let answer = match self.client.list_api_group_resources(WHAT).await {
+                Ok(list) => Some(list.resources.iter().any(|r| r.name == "endpointslices")),
+                Err(kube::Error::Api(status)) if status.code == 404 => Some(false),
+                Err(error) => {
+                    outlet.failed(WHAT, chain(&error));
+                    None
+                }
+            };
+            if let Some(answer) = answer {
+                outlet.recovered(WHAT);
+                return answer;
+            }
+            tokio::time::sleep(wait.mul_f64(rand::random_range(0.8..1.2))).await;
+            wait = (wait * 2).min(RETRY_MAX);
+        }
     }
 }
 
-fn events<K>(
-    api: Api<K>,
-    kind: Kind,
-    wrap: fn(Box<K>) -> Object,
-) -> BoxStream<'static, (Kind, Change)>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + std::fmt::Debug + Send + 'static,
-{
-    // The watcher says "Init" before each list, which would count as success; hence a reset by time.
-    let growing = backon::ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(200))
-        .with_max_delay(Duration::from_secs(5))
-        .with_jitter()
-        .without_max_times();
-    let backoff = ResetTimerBackoff::new(
-        watcher::ExponentialBackoff::from(growing),
-        Duration::from_secs(30),
-    );
-    let object = move |mut object: K| {
-        object.meta_mut().managed_fields = None;
-        wrap(Box::new(object))
-    };
-    watcher::watcher(api, watcher::Config::default().page_size(500))
-        .backoff(backoff)
-        .map(move |event| {
-            let change = match event {
-                Ok(watcher::Event::Init) => Change::Init,
-                Ok(watcher::Event::InitApply(o)) => Change::Listed(object(o)),
-                Ok(watcher::Event::InitDone) => Change::Done,
-                Ok(watcher::Event::Apply(o)) => Change::Apply(object(o)),
-                Ok(watcher::Event::Delete(o)) => Change::Delete(object(o)),
-                Err(error) => Change::Error(error),
-            };
-            (kind, change)
-        })
-        .boxed()
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
