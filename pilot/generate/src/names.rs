@@ -63,8 +63,11 @@ pub fn management(port: u32) -> String {
     format!("inbound|{port}|mgmt-{port}|mgmtCluster")
 }
 
-/// `ADDRESS_PORT`, with `_` for `:`.
+/// `ADDRESS_PORT`, with `_` for `:`; the address of a Unix socket, `unix://PATH`, stays as it is.
 pub fn listener(address: &str, port: u32) -> String {
+    if address.contains('/') {
+        return format!("{address}_{port}");
+    }
     format!("{}_{port}", address.replace(':', "_"))
 }
 

@@ -29,6 +29,7 @@ use prost::{Message, Name};
 use super::{Any, Duration, any, boolean, core, duration, kind, listener, network_filter, route};
 use crate::{
     model::ProxyKind,
+    names,
     snapshot::{AccessLogSettings, Scope},
 };
 
@@ -232,6 +233,8 @@ pub(crate) fn http_connection_manager(scope: &Scope, hcm: Hcm<'_>) -> listener::
         ..Default::default()
     };
     let forwards = inbound || gateway;
+    // Clients of an explicit proxy send whole URLs.
+    let proxy = matches!(&routes, Routes::Rds(name) if name == names::HTTP_PROXY);
     let config = HttpConnectionManager {
         stat_prefix: format!("{}_{name}", if inbound { "inbound" } else { "outbound" }),
         route_specifier: Some(match routes {
@@ -255,8 +258,9 @@ pub(crate) fn http_connection_manager(scope: &Scope, hcm: Hcm<'_>) -> listener::
                 ..Default::default()
             }
         }),
-        http_protocol_options: scope.key().http10.then(|| core::Http1ProtocolOptions {
-            accept_http_10: true,
+        http_protocol_options: (proxy || scope.key().http10).then(|| core::Http1ProtocolOptions {
+            allow_absolute_url: proxy.then_some(true).and_then(boolean),
+            accept_http_10: scope.key().http10,
             ..Default::default()
         }),
         access_log: access_log(settings.access_log.as_ref()),
