@@ -12,4 +12,6 @@ mod patches;
 mod property;
 mod registries;
 mod scale;
+mod scoping;
+mod sidecars;
 mod world;

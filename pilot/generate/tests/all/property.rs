@@ -121,31 +121,27 @@ fn sharing(first: &Inputs, mut second: Inputs) -> Inputs {
 }
 
 /// Everything of a proxy by kind and name.
-fn resources(
-    snapshot: &Arc<Snapshot>,
-    fixture: &Fixture,
-) -> BTreeMap<(&'static str, String), Vec<u8>> {
+fn resources(scope: &Scope, fixture: &Fixture) -> BTreeMap<(&'static str, String), Vec<u8>> {
     let proxy = &fixture.proxies[0];
-    let scope = Scope::of(snapshot, proxy);
     let report = &mut Report::default();
     let mut out = BTreeMap::new();
-    for cluster in generate::outbound_clusters(&scope, report) {
-        let assignment = generate::endpoints(&scope, &cluster.name, report).encode_to_vec();
+    for cluster in generate::outbound_clusters(scope, report) {
+        let assignment = generate::endpoints(scope, &cluster.name, report).encode_to_vec();
         out.insert(("endpoints", cluster.name.clone()), assignment);
         out.insert(("cluster", cluster.name.clone()), cluster.body);
     }
-    for listener in generate::outbound_listeners(&scope, report) {
+    for listener in generate::outbound_listeners(scope, report) {
         out.insert(("listener", listener.name.clone()), listener.body);
     }
-    for name in generate::route_names(&scope) {
-        let config = generate::route(&scope, &name, report).body;
+    for name in generate::route_names(scope) {
+        let config = generate::route(scope, &name, report).body;
         out.insert(("route", name), config);
     }
     if proxy.kind == pilot_generate::ProxyKind::Sidecar {
-        for cluster in generate::inbound_clusters(&scope, proxy, report) {
+        for cluster in generate::inbound_clusters(scope, proxy, report) {
             out.insert(("own cluster", cluster.name.clone()), cluster.body);
         }
-        for listener in generate::inbound_listeners(&scope, proxy, report) {
+        for listener in generate::inbound_listeners(scope, proxy, report) {
             out.insert(("own listener", listener.name.clone()), listener.body);
         }
     }
@@ -178,10 +174,19 @@ fn missed(first: &Fixture, second: &Fixture) -> Option<String> {
         "route" => affected.routes && change.touches_route(&scope, name),
         _ => own,
     };
-    let (old, new) = (resources(&before, first), resources(&after, second));
-    // Building on a previous snapshot gives what building from nothing does.
-    let fresh = resources(&Arc::new(Snapshot::build(&second.inputs, None)), second);
+    let (old, new) = (resources(&former, first), resources(&scope, second));
+    // Building on a previous snapshot gives what building from nothing does, and so does carrying a view on.
+    let fresh = Arc::new(Snapshot::build(&second.inputs, None));
+    let fresh = resources(&Scope::of(&fresh, &second.proxies[0]), second);
     assert!(fresh == new, "a snapshot depends on its history");
+    let carried = former.view().next(&after, &change);
+    if let Some(view) = carried.filter(|view| view.key() == scope.view().key()) {
+        let scope = Scope::new(after, view, scope.key().clone());
+        assert!(
+            resources(&scope, second) == new,
+            "a view depends on its history"
+        );
+    }
     let all: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     all.into_iter()
         .filter(|key| old.get(*key) != new.get(*key))

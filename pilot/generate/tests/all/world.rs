@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, fmt::Write as _};
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
+use crate::sidecars::sidecars;
+
 const NAMESPACES: [&str; 3] = ["shop", "infra", "istio-system"];
 const PORTS: [(u32, &str); 14] = [
     (80, "http"),
@@ -513,6 +515,7 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
             "kind: MeshNetworks\nspec: {{networks: {{far: {{gateways: {gateways}}}, near: {{endpoints: [{{fromRegistry: Kubernetes}}, {{fromCidr: \"nonsense\"}}]}}}}}}\n---\n"
         );
     }
+    out.push_str(&sidecars(seed));
     for i in 0..rng.random_range(0..3) {
         let patch = one(
             rng,
@@ -554,7 +557,10 @@ pub(crate) fn world(seed: u64, router: bool) -> String {
                 "A: b",
                 "AGENT_SDS: \"1\"",
                 "AGENT_SDS: \"1\", USER_SDS: \"true\"",
-                "USER_SDS: \"1\", ROUTER_MODE: sni-dnat"
+                "USER_SDS: \"1\", ROUTER_MODE: sni-dnat",
+                "INTERCEPTION_MODE: NONE",
+                "INTERCEPTION_MODE: TPROXY, INSTANCE_IPS: \"10.0.0.9,fd00::9\"",
+                "INSTANCE_IPS: \"fd00::9\""
             ]
         ),
         one(rng, &["ALLOW_ANY", "REGISTRY_ONLY"]),
