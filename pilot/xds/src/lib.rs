@@ -1,4 +1,5 @@
-//! The xDS engine: Envoy's Aggregated Discovery Service v3, state of the world and delta, for any [`ResourceSource`].
+//! The xDS engine: Envoy's discovery services, aggregated and by type, v3 and (for old clients) v2, state of the world and
+//! delta, for any [`ResourceSource`].
 //!
 //! ```text
 //!  events ──► pipeline ──► Publisher ──watch──► stream task ──► Session ──► Subscription (one per type)
@@ -38,6 +39,7 @@ pub mod source;
 pub mod status;
 mod stream;
 mod subscription;
+mod translate;
 pub mod wire;
 pub mod world;
 
@@ -47,8 +49,8 @@ use tokio::sync::Semaphore;
 
 pub use metrics::Metrics;
 pub use pipeline::{Changes, Debounce};
-pub use resource::{Collection, Resource, ResourceType, Version};
-pub use service::{AggregatedDiscoveryService, SecretDiscoveryService};
+pub use resource::{ApiVersion, Collection, Resource, ResourceType, Version};
+pub use service::{SERVICES, SecretDiscoveryService, routes};
 pub use source::{Change, NodeError, Predicate, ResourceSource, Touched};
 pub use status::{Client, Clients, TypeStatus};
 pub use world::{Published, Publisher, WorldReceiver};
@@ -91,6 +93,7 @@ pub struct Engine<S: ResourceSource> {
     metrics: Metrics,
     clients: Arc<Clients<S::Proxy>>,
     assembler: wire::Assembler,
+    translator: translate::Translator,
     throttle: Semaphore,
 }
 
@@ -110,6 +113,7 @@ impl<S: ResourceSource> Engine<S> {
             metrics,
             clients: Arc::default(),
             assembler: wire::Assembler::default(),
+            translator: translate::Translator::default(),
             throttle,
         })
     }

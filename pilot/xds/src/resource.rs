@@ -7,70 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-/// The resource types this engine serves, in the order in which a push sends them.
-///
-/// Adding a type means adding a variant and its row in the three tables below; the state machine is the same for all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ResourceType {
-    /// `envoy.config.cluster.v3.Cluster`
-    Cluster,
-    /// `envoy.config.endpoint.v3.ClusterLoadAssignment`; a resource bears the name of the cluster it belongs to.
-    Endpoint,
-    /// `envoy.config.listener.v3.Listener`
-    Listener,
-    /// `envoy.config.route.v3.RouteConfiguration`
-    Route,
-    /// `envoy.extensions.transport_sockets.tls.v3.Secret`
-    Secret,
-}
-
-impl ResourceType {
-    /// Every type, in push order.
-    pub const ALL: [Self; 5] = [
-        Self::Cluster,
-        Self::Endpoint,
-        Self::Listener,
-        Self::Route,
-        Self::Secret,
-    ];
-
-    /// The type URL of the resources.
-    pub const fn type_url(self) -> &'static str {
-        match self {
-            Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
-            Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
-            Self::Listener => "type.googleapis.com/envoy.config.listener.v3.Listener",
-            Self::Route => "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
-            Self::Secret => "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-        }
-    }
-
-    /// The name of the discovery service, as metric labels have it.
-    pub const fn short(self) -> &'static str {
-        match self {
-            Self::Cluster => "cds",
-            Self::Endpoint => "eds",
-            Self::Listener => "lds",
-            Self::Route => "rds",
-            Self::Secret => "sds",
-        }
-    }
-
-    /// The type of a type URL, if it is one of ours.
-    pub fn from_type_url(url: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|ty| ty.type_url() == url)
-    }
-
-    /// Whether a client that names nothing means everything (clusters and listeners), and whether, in
-    /// state-of-the-world, a response is the whole list: what is missing from it is removed by the client.
-    pub const fn is_whole(self) -> bool {
-        matches!(self, Self::Cluster | Self::Listener)
-    }
-
-    pub(crate) const fn index(self) -> usize {
-        self as usize
-    }
-}
+pub use proto_envoy::{ApiVersion, ResourceType};
 
 /// The content hash of a resource.
 ///

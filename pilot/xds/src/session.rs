@@ -11,7 +11,9 @@
 //!    as they are: traffic may still be on its way there.
 //! 3. **Listeners**, once the cluster response is answered: Envoy's ACK says that the clusters can take traffic.
 //! 4. **Routes**, after listeners.
-//! 5. **Removal of clusters**, once listeners and routes of this world are answered.
+//! 5. **Removal of clusters**, once listeners and routes of this world are answered. A client that names its clusters
+//!    (gRPC) answers before it has followed, and gives up what it does not need any more by itself; what it still names
+//!    after [`crate::Settings::answer_wait`] is gone for good, and it is told.
 //!
 //! Waiting for an answer is bounded by [`crate::Settings::answer_wait`]: a client that holds back an ACK for longer, because
 //! some cluster does not resolve, gets its listeners and routes all the same. (It never gets a second response of a type
@@ -62,6 +64,18 @@ pub(crate) struct Session<S: ResourceSource> {
     attached: u64,
     subscriptions: [Subscription; 5],
     answer_wait: Duration,
+    /// When clusters that the client names and the world has no more are removed from it.
+    removal_due: Option<Instant>,
+}
+
+/// Whether clusters hold back endpoints: only where the client has its clusters from us too.
+#[derive(Clone, Copy, PartialEq)]
+enum Guard {
+    None,
+    /// The client has all clusters.
+    All,
+    /// The client has the clusters that it named.
+    Named,
 }
 
 struct View<'a, S: ResourceSource> {
@@ -69,8 +83,7 @@ struct View<'a, S: ResourceSource> {
     published: &'a Published<S>,
     proxy: &'a S::Proxy,
     ty: ResourceType,
-    /// Whether clusters hold back endpoints: only where the client has its clusters from us too.
-    guarded: bool,
+    guard: Guard,
     clusters: OnceCell<Arc<Collection>>,
 }
 
@@ -86,11 +99,18 @@ impl<S: ResourceSource> Lookup for View<'_, S> {
     }
 
     fn is_held(&self, name: &str) -> bool {
-        let clusters = || {
-            self.source
-                .collection(&self.published.world, self.proxy, ResourceType::Cluster)
-        };
-        self.guarded && self.clusters.get_or_init(clusters).get(name).is_none()
+        let (world, ty) = (&self.published.world, ResourceType::Cluster);
+        match self.guard {
+            Guard::None => false,
+            Guard::All => {
+                let clusters = || self.source.collection(world, self.proxy, ty);
+                self.clusters.get_or_init(clusters).get(name).is_none()
+            }
+            Guard::Named => {
+                let found = self.source.named(world, self.proxy, ty, &[name.into()]);
+                found.iter().all(Option::is_none)
+            }
+        }
     }
 }
 
@@ -108,6 +128,7 @@ impl<S: ResourceSource> Session<S> {
             attached: published.number,
             subscriptions: ResourceType::ALL.map(|ty| Subscription::new(ty, variant)),
             answer_wait,
+            removal_due: None,
         }
     }
 
@@ -152,6 +173,7 @@ impl<S: ResourceSource> Session<S> {
         self.subscriptions
             .iter()
             .filter_map(|sub| Some(sub.in_flight.as_ref()?.since + self.answer_wait))
+            .chain(self.removal_due)
             .filter(|deadline| *deadline > now)
             .min()
     }
@@ -172,7 +194,7 @@ impl<S: ResourceSource> Session<S> {
                     && (ty == ResourceType::Cluster || subscription.wants(number));
                 continue;
             }
-            if let Some(payload) = self.evaluate(published, ty) {
+            if let Some(payload) = self.evaluate(published, ty, now) {
                 return Some(Outgoing { ty, payload });
             }
         }
@@ -213,35 +235,46 @@ impl<S: ResourceSource> Session<S> {
         proxy: &'a S::Proxy,
         published: &'a Published<S>,
         ty: ResourceType,
-        guarded: bool,
+        guard: Guard,
     ) -> View<'a, S> {
         View {
             source,
             published,
             proxy,
             ty,
-            guarded,
+            guard,
             clusters: OnceCell::new(),
         }
     }
 
-    fn evaluate(&mut self, published: &Published<S>, ty: ResourceType) -> Option<Payload> {
-        let guarded =
-            ty == ResourceType::Endpoint && self.subscription(ResourceType::Cluster).is_wildcard();
+    fn evaluate(
+        &mut self,
+        published: &Published<S>,
+        ty: ResourceType,
+        now: Instant,
+    ) -> Option<Payload> {
+        let clusters = self.subscription(ResourceType::Cluster);
+        let guard = match ty {
+            ResourceType::Endpoint if clusters.is_wildcard() => Guard::All,
+            ResourceType::Endpoint if clusters.subscribed => Guard::Named,
+            _ => Guard::None,
+        };
         let subscription = &mut self.subscriptions[ty.index()];
         if !subscription.wants(published.number) {
             return None;
         }
         let since = subscription.evaluated;
         let touched = published.touched(&self.source, &self.proxy, ty, since);
-        let view = Self::view(&self.source, &self.proxy, published, ty, guarded);
-        let payload = subscription.evaluate(published.number, touched, &view)?;
+        let view = Self::view(&self.source, &self.proxy, published, ty, guard);
+        let payload = subscription.evaluate(published.number, touched, &view);
         if ty == ResourceType::Cluster {
-            for name in &payload.changed {
+            let waits = subscription.leftover && !subscription.is_wildcard();
+            self.removal_due = waits.then(|| self.removal_due.unwrap_or(now + self.answer_wait));
+            for name in payload.iter().flat_map(|payload| &payload.changed) {
                 self.subscriptions[ResourceType::Endpoint.index()].send_again(name);
             }
         }
-        Some(payload)
+        payload
     }
 
     fn prune(&mut self, published: &Published<S>, now: Instant) -> Option<Outgoing> {
@@ -250,12 +283,16 @@ impl<S: ResourceSource> Session<S> {
         if !clusters.leftover || clusters.in_flight.is_some() {
             return None;
         }
+        if !clusters.is_wildcard() && self.removal_due.is_some_and(|due| now < due) {
+            return None;
+        }
         for user in [ResourceType::Listener, ResourceType::Route] {
             if self.subscription(user).wants(published.number) || self.awaits_answer(user, now) {
                 return None;
             }
         }
-        let view = Self::view(&self.source, &self.proxy, published, ty, false);
+        self.removal_due = None;
+        let view = Self::view(&self.source, &self.proxy, published, ty, Guard::None);
         let payload = self.subscriptions[ty.index()].prune(&view)?;
         Some(Outgoing { ty, payload })
     }

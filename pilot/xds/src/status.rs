@@ -13,7 +13,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 
-use crate::{resource::ResourceType, wire::Variant};
+use crate::{resource::ResourceType, stream::Call, wire::Variant};
 
 /// How one type stands on one stream.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -35,9 +35,21 @@ pub struct TypeStatus {
     pub version_sent: String,
     /// The version that went with `nonce_acked`.
     pub version_acked: String,
+    /// When `nonce_sent` left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_at: Option<jiff::Timestamp>,
+    /// When `nonce_acked` was accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acked_at: Option<jiff::Timestamp>,
     /// Why the last answered response was refused, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The nonce that was refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub nonce_refused: String,
+    /// Since when responses of this type have been refused, without one that was accepted in between.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_since: Option<jiff::Timestamp>,
 }
 
 /// One connected client.
@@ -52,6 +64,8 @@ pub struct Client<P> {
     pub connected: jiff::Timestamp,
     /// State of the world or delta.
     pub variant: Variant,
+    /// The discovery service it called.
+    pub service: &'static str,
     state: Mutex<State<P>>,
 }
 
@@ -64,6 +78,32 @@ struct State<P> {
 
 /// How many synced worlds are remembered per client.
 const SYNCED: usize = 32;
+
+impl TypeStatus {
+    /// A response left.
+    pub(crate) fn sent(&mut self, nonce: &str, version: &str) {
+        nonce.clone_into(&mut self.nonce_sent);
+        version.clone_into(&mut self.version_sent);
+        self.sent_at = Some(jiff::Timestamp::now());
+    }
+
+    /// The last response was accepted. Returns the reason of an earlier refusal.
+    pub(crate) fn acked(&mut self, nonce: String) -> Option<String> {
+        self.nonce_acked = nonce;
+        self.version_acked.clone_from(&self.version_sent);
+        self.acked_at = Some(jiff::Timestamp::now());
+        self.nonce_refused.clear();
+        self.error_since = None;
+        self.error.take()
+    }
+
+    /// The last response was refused. Returns the reason of an earlier refusal.
+    pub(crate) fn refused(&mut self, nonce: String, reason: &str) -> Option<String> {
+        self.nonce_refused = nonce;
+        self.error_since.get_or_insert_with(jiff::Timestamp::now);
+        self.error.replace(reason.to_owned())
+    }
+}
 
 impl<P> Client<P> {
     /// What is known of the proxy.
@@ -147,7 +187,7 @@ impl<P> Clients<P> {
         self: &Arc<Self>,
         node_id: &str,
         peer: String,
-        variant: Variant,
+        call: Call,
         proxy: Arc<P>,
     ) -> Entry<P> {
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
@@ -156,7 +196,8 @@ impl<P> Clients<P> {
             node_id: node_id.to_owned(),
             peer,
             connected: jiff::Timestamp::now(),
-            variant,
+            variant: call.variant,
+            service: call.service,
             state: Mutex::new(State {
                 proxy,
                 types: Default::default(),

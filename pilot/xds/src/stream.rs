@@ -19,14 +19,28 @@ use crate::{
     Engine, Settings,
     body::{Item, Progress},
     metrics::TypeLabel,
-    resource::ResourceType,
+    resource::{ApiVersion, ResourceType},
     session::{Outgoing, Request, Session},
     source::ResourceSource,
     status::Entry,
-    subscription::Received,
-    wire::{Head, Variant},
+    subscription::{Payload, Received},
+    wire::{Form, Head, Variant},
     world::Published,
 };
+
+/// What was called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    /// The full name of the service.
+    pub(crate) service: &'static str,
+    pub(crate) variant: Variant,
+    /// The version of the API that requests without a type URL mean.
+    pub(crate) version: ApiVersion,
+    /// The type the service is bound to.
+    pub(crate) only: Option<ResourceType>,
+    /// One request, one answer.
+    pub(crate) once: bool,
+}
 
 /// Where requests come from.
 pub(crate) trait Requests: Send {
@@ -45,7 +59,7 @@ pub(crate) struct Connection {
 /// Serves one stream to its end and says how it ended.
 pub(crate) async fn serve<S: ResourceSource>(
     engine: Arc<Engine<S>>,
-    variant: Variant,
+    call: Call,
     mut requests: impl Requests,
     connection: Connection,
     items: mpsc::Sender<Item>,
@@ -66,22 +80,16 @@ pub(crate) async fn serve<S: ResourceSource>(
             "the first request of a stream carries no node; Envoy's node.id and node.metadata are needed",
         );
     };
-    let mut stream = match Stream::enter(
-        engine,
-        variant,
-        node,
-        &published,
-        &connection,
-        items,
-        progress,
-    ) {
-        Ok(stream) => stream,
-        Err(status) => return status,
-    };
+    let mut stream =
+        match Stream::enter(engine, call, node, &published, &connection, items, progress) {
+            Ok(stream) => stream,
+            Err(status) => return status,
+        };
     tracing::info!(
         client = stream.entry.client.id,
         peer = connection.peer,
-        ?variant,
+        service = call.service,
+        variant = ?call.variant,
         "connected"
     );
     let status = stream
@@ -128,7 +136,9 @@ fn retired() -> Status {
 
 struct Stream<S: ResourceSource> {
     engine: Arc<Engine<S>>,
-    variant: Variant,
+    call: Call,
+    /// The version in which each type was last asked for.
+    versions: [ApiVersion; 5],
     session: Session<S>,
     entry: Entry<S::Proxy>,
     items: mpsc::Sender<Item>,
@@ -144,7 +154,7 @@ struct Stream<S: ResourceSource> {
 impl<S: ResourceSource> Stream<S> {
     fn enter(
         engine: Arc<Engine<S>>,
-        variant: Variant,
+        call: Call,
         node: &Node,
         published: &Published<S>,
         connection: &Connection,
@@ -161,13 +171,14 @@ impl<S: ResourceSource> Stream<S> {
         let proxy = Arc::new(proxy);
         let entry = engine
             .clients
-            .enter(&node.id, connection.peer.clone(), variant, proxy.clone());
+            .enter(&node.id, connection.peer.clone(), call, proxy.clone());
         engine.metrics.clients.inc();
         let wait = engine.settings.answer_wait;
-        let session = Session::new(engine.source.clone(), proxy, published, variant, wait);
+        let session = Session::new(engine.source.clone(), proxy, published, call.variant, wait);
         Ok(Self {
             engine,
-            variant,
+            call,
+            versions: [call.version; 5],
             session,
             entry,
             items,
@@ -198,6 +209,12 @@ impl<S: ResourceSource> Stream<S> {
         loop {
             if let Err(status) = self.push(&published).await {
                 return status;
+            }
+            if self.call.once {
+                return self
+                    .answer_once(&published)
+                    .err()
+                    .unwrap_or_else(|| Status::ok(""));
             }
             let retiring = connection.retire.is_cancelled();
             if retiring && self.session.is_quiet() {
@@ -241,7 +258,7 @@ impl<S: ResourceSource> Stream<S> {
             Request::Sotw(request) => (&request.type_url, &request.response_nonce),
             Request::Delta(request) => (&request.type_url, &request.response_nonce),
         };
-        let Some(ty) = ResourceType::from_type_url(type_url) else {
+        let Some(ty) = self.asked_type(type_url)? else {
             return self.receive_unknown(type_url);
         };
         let nonce = nonce.clone();
@@ -264,9 +281,7 @@ impl<S: ResourceSource> Stream<S> {
                     metrics.expired_nonce.inc();
                 }
                 Received::Acked => {
-                    metrics.reject(ty, node, status.error.take().as_deref(), None);
-                    status.nonce_acked = nonce;
-                    status.version_acked.clone_from(&status.version_sent);
+                    metrics.reject(ty, node, status.acked(nonce).as_deref(), None);
                 }
                 Received::Nacked(reason) => {
                     tracing::warn!(
@@ -276,8 +291,8 @@ impl<S: ResourceSource> Stream<S> {
                         reason,
                         "the client refused a response; it keeps what it accepted, nothing is resent until it differs"
                     );
-                    metrics.reject(ty, node, status.error.as_deref(), Some(reason));
-                    status.error = Some(reason.clone());
+                    let former = status.refused(nonce, reason);
+                    metrics.reject(ty, node, former.as_deref(), Some(reason));
                 }
                 Received::Subscribed | Received::Updated => {}
             }
@@ -289,6 +304,38 @@ impl<S: ResourceSource> Stream<S> {
             }
         });
         Ok(())
+    }
+
+    /// The type of a request. The service of one type may be called without naming it.
+    fn asked_type(&mut self, type_url: &str) -> Result<Option<ResourceType>, Status> {
+        match (ResourceType::from_type_url(type_url), self.call.only) {
+            (None, Some(only)) if type_url.is_empty() => Ok(Some(only)),
+            (Some(ty), only) if only.is_none_or(|only| only == ty) => {
+                self.versions[ty.index()] = if type_url == ty.v2_url() {
+                    ApiVersion::V2
+                } else {
+                    ApiVersion::V3
+                };
+                Ok(Some(ty))
+            }
+            (_, Some(only)) => Err(Status::invalid_argument(format!(
+                "{} serves {}; {type_url:?} is another type",
+                self.call.service,
+                only.url(self.call.version)
+            ))),
+            (_, None) => Ok(None),
+        }
+    }
+
+    /// The end of a call with a single answer: it is owed even if there is no such resource.
+    fn answer_once(&mut self, published: &Published<S>) -> Result<(), Status> {
+        match self.call.only {
+            Some(ty) if self.sent_messages == 0 => {
+                let payload = Payload::default();
+                self.send(published, Outgoing { ty, payload }, Instant::now())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A type that is not served: answering nothing leaves the rest of the stream working. Bounded memory.
@@ -345,18 +392,28 @@ impl<S: ResourceSource> Stream<S> {
             identifier: &self.engine.settings.identifier,
             removed: &payload.removed,
         };
-        let message = self
+        let form = Form {
+            variant: self.call.variant,
+            version: self.versions[ty.index()],
+            ty,
+        };
+        let Payload {
+            resources, changed, ..
+        } = &payload;
+        let count = resources.len();
+        let resources = self
             .engine
-            .assembler
-            .message(self.variant, ty, &head, &payload.resources);
+            .translator
+            .translate(form.version, ty, resources);
+        let message = self.engine.assembler.message(form, &head, &resources);
         let bytes = message.len() as u64;
         tracing::debug!(
             client = self.entry.client.id,
             ty = ty.short(),
             version = %published.version,
             nonce,
-            resources = payload.resources.len(),
-            changed = payload.changed.len(),
+            resources = count,
+            changed = changed.len(),
             removed = payload.removed.len(),
             bytes,
             "push"
@@ -372,15 +429,11 @@ impl<S: ResourceSource> Stream<S> {
             .push_time
             .get_or_create(&label)
             .observe(begun.elapsed().as_secs_f64());
-        metrics
-            .resources
-            .get_or_create(&label)
-            .inc_by(payload.resources.len() as u64);
+        metrics.resources.get_or_create(&label).inc_by(count as u64);
         metrics.bytes.get_or_create(&label).inc_by(bytes);
-        self.entry.client.update(ty, |status| {
-            status.nonce_sent.clone_from(&nonce);
-            status.version_sent = published.version.to_string();
-        });
+        self.entry
+            .client
+            .update(ty, |status| status.sent(&nonce, &published.version));
         self.session.sent(ty, nonce, Instant::now());
         Ok(())
     }

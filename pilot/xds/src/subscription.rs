@@ -99,8 +99,10 @@ pub(crate) struct Subscription {
     /// Names to look at whatever the change says: new, or asked for again.
     due: HashSet<Arc<str>>,
     known: Arc<Collection>,
-    /// `known` holds resources that are gone from the world and are still to be removed from the client.
+    /// The client holds resources that are gone from the world and are still to be removed from it.
     pub(crate) leftover: bool,
+    /// What named resources looked like when they were sent, where lists are whole and removals wait.
+    bodies: HashMap<Arc<str>, Resource>,
     /// A response is owed even if it is empty: the client waits for it.
     owed: bool,
     /// The world this subscription was last brought to; 0 for none.
@@ -121,6 +123,7 @@ impl Subscription {
             due: HashSet::default(),
             known: Arc::default(),
             leftover: false,
+            bodies: HashMap::default(),
             owed: false,
             evaluated: 0,
             in_flight: None,
@@ -139,6 +142,11 @@ impl Subscription {
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
         self.names.keys()
+    }
+
+    /// Whether removals wait until nothing refers to the resources any more: clusters leave last.
+    fn defers(&self) -> bool {
+        self.ty == ResourceType::Cluster
     }
 
     /// How many resources the client holds from us.
@@ -212,6 +220,7 @@ impl Subscription {
         self.was_explicit = true;
         let set: HashSet<&str> = explicit.map(String::as_str).collect();
         self.names.retain(|name, _| set.contains(&**name));
+        self.bodies.retain(|name, _| set.contains(&**name));
         self.due.retain(|name| set.contains(&**name));
         for name in set {
             if !self.names.contains_key(name) {
@@ -227,6 +236,10 @@ impl Subscription {
             self.leftover = false;
             self.owed = wildcard;
             self.evaluated = 0;
+            // What was covered by the wildcard has not been sent by name, nor the other way round.
+            self.bodies.clear();
+            self.due.extend(self.names.keys().cloned());
+            self.names.values_mut().for_each(|sent| *sent = Sent::Never);
         }
     }
 
@@ -270,6 +283,7 @@ impl Subscription {
                 self.set_wildcard(false);
             } else {
                 self.names.remove(name.as_str());
+                self.bodies.remove(name.as_str());
                 self.due.remove(name.as_str());
             }
         }
@@ -316,7 +330,7 @@ impl Subscription {
         {
             must_send |= self.evaluate_wildcard(must_send, lookup, &mut payload);
         }
-        self.evaluate_names(&touched, lookup, &mut payload);
+        must_send |= self.evaluate_names(&touched, lookup, &mut payload);
         self.evaluated = number;
         (must_send || !payload.resources.is_empty() || !payload.removed.is_empty())
             .then_some(payload)
@@ -349,7 +363,7 @@ impl Subscription {
             }
         }
         // Clusters leave last, when nothing refers to them any more: until `prune` the client keeps them.
-        let deferred = self.ty == ResourceType::Cluster;
+        let deferred = self.defers();
         self.leftover = deferred && !removed.is_empty();
         let something = owed || !changed.is_empty() || (!deferred && !removed.is_empty());
         if !something {
@@ -380,6 +394,9 @@ impl Subscription {
     pub(crate) fn prune(&mut self, lookup: &impl Lookup) -> Option<Payload> {
         debug_assert!(self.in_flight.is_none(), "one response of a type at a time");
         self.leftover = false;
+        if !self.wildcard {
+            return self.prune_names(lookup);
+        }
         let target = lookup.collection();
         let Difference { changed, removed } = Difference::between(&self.known, &target);
         if !changed.is_empty() {
@@ -401,7 +418,49 @@ impl Subscription {
         Some(payload)
     }
 
-    fn evaluate_names(&mut self, touched: &Touched, lookup: &impl Lookup, payload: &mut Payload) {
+    fn prune_names(&mut self, lookup: &impl Lookup) -> Option<Payload> {
+        let mut held: Vec<Arc<str>> = self
+            .names
+            .iter()
+            .filter(|(_, sent)| matches!(sent, Sent::Version(_)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        held.sort_unstable();
+        let found = lookup.named(&held);
+        let gone: Vec<Arc<str>> = held
+            .into_iter()
+            .zip(found)
+            .filter_map(|(name, resource)| resource.is_none().then_some(name))
+            .collect();
+        if gone.is_empty() {
+            return None;
+        }
+        for name in &gone {
+            self.names.insert(name.clone(), Sent::Absent);
+            self.bodies.remove(name);
+        }
+        let mut payload = Payload::default();
+        match self.variant {
+            Variant::Sotw => payload.resources = self.whole_list(),
+            Variant::Delta => payload.removed = gone,
+        }
+        Some(payload)
+    }
+
+    /// Everything that a state-of-the-world client which names its clusters or listeners has from us.
+    fn whole_list(&self) -> Vec<Resource> {
+        let mut all: Vec<Resource> = self.bodies.values().cloned().collect();
+        all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Returns whether there is something to say even if there is nothing to send: that a list has become empty.
+    fn evaluate_names(
+        &mut self,
+        touched: &Touched,
+        lookup: &impl Lookup,
+        payload: &mut Payload,
+    ) -> bool {
         let mut look: Vec<Arc<str>> = match touched {
             Touched::Nothing => Vec::new(),
             Touched::Everything => self.names.keys().cloned().collect(),
@@ -425,7 +484,7 @@ impl Subscription {
         }
         self.due.clear();
         if look.is_empty() {
-            return;
+            return false;
         }
         if self.wildcard {
             look.retain(|name| self.known.get(name).is_none());
@@ -433,6 +492,8 @@ impl Subscription {
         // Sorted, so that clients that are sent the same share one run of bytes.
         look.sort_unstable();
         let resources = lookup.named(&look);
+        let listed = self.variant == Variant::Sotw && self.ty.is_whole() && !self.wildcard;
+        let defers = self.defers() && !self.wildcard;
         let mut differs = false;
         // A client that refuses one secret (its file is missing) takes none of the response: each travels alone.
         let alone = self.ty == ResourceType::Secret;
@@ -451,10 +512,15 @@ impl Subscription {
                 Some(resource) => {
                     *sent = Sent::Version(resource.version);
                     payload.changed.push(resource.name.clone());
+                    if listed {
+                        self.bodies.insert(name.clone(), resource.clone());
+                    }
                     payload.resources.push(resource);
                 }
+                None if defers && matches!(sent, Sent::Version(_)) => self.leftover = true,
                 None if *sent != Sent::Absent => {
                     *sent = Sent::Absent;
+                    self.bodies.remove(name);
                     differs = true;
                     if self.variant == Variant::Delta {
                         payload.removed.push(name.clone());
@@ -465,10 +531,9 @@ impl Subscription {
         }
         // A state-of-the-world list of clusters or listeners is always whole, also for clients that name theirs.
         differs |= !payload.resources.is_empty();
-        if differs && self.variant == Variant::Sotw && self.ty.is_whole() && !self.wildcard {
-            let mut all: Vec<Arc<str>> = self.names.keys().cloned().collect();
-            all.sort_unstable();
-            payload.resources = lookup.named(&all).into_iter().flatten().collect();
+        if differs && listed {
+            payload.resources = self.whole_list();
         }
+        differs && listed
     }
 }

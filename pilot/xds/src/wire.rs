@@ -16,7 +16,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use parking_lot::Mutex;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use crate::resource::{Resource, ResourceType};
+use crate::resource::{ApiVersion, Resource, ResourceType};
 
 /// Which of the two protocol variants a stream speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,20 @@ pub enum Variant {
     Sotw,
     /// Incremental: `DeltaAggregatedResources`.
     Delta,
+}
+
+/// In what form the resources of a type travel on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Form {
+    pub(crate) variant: Variant,
+    pub(crate) version: ApiVersion,
+    pub(crate) ty: ResourceType,
+}
+
+impl Form {
+    const fn type_url(self) -> &'static str {
+        self.ty.url(self.version)
+    }
 }
 
 /// Runs smaller than this are cheaper to copy than to look up.
@@ -74,26 +88,20 @@ impl AsRef<[u8]> for RunOwner {
 }
 
 impl Assembler {
-    /// A response of `variant` with these resources.
-    pub(crate) fn message(
-        &self,
-        variant: Variant,
-        ty: ResourceType,
-        head: &Head<'_>,
-        resources: &[Resource],
-    ) -> Message {
+    /// A response of this form with these resources, whose bodies are in this form already.
+    pub(crate) fn message(&self, form: Form, head: &Head<'_>, resources: &[Resource]) -> Message {
         let mut buffer = BytesMut::with_capacity(256);
         buffer.put_bytes(0, 5);
         put_str(&mut buffer, 1, head.version);
-        put_str(&mut buffer, 4, ty.type_url());
+        put_str(&mut buffer, 4, form.type_url());
         put_str(&mut buffer, 5, head.nonce);
-        if variant == Variant::Delta {
+        if form.variant == Variant::Delta {
             for name in head.removed {
                 put_str(&mut buffer, 6, name);
             }
         }
         if !head.identifier.is_empty() {
-            let control_plane = match variant {
+            let control_plane = match form.variant {
                 Variant::Sotw => 6,
                 Variant::Delta => 7,
             };
@@ -102,13 +110,13 @@ impl Assembler {
         }
         let mut chunks = Vec::new();
         for run in runs(resources) {
-            let size: usize = run.iter().map(|r| field_len(variant, ty, r)).sum();
+            let size: usize = run.iter().map(|r| field_len(form, r)).sum();
             if size < SHARE_FROM {
                 buffer.reserve(size);
-                encode_run(&mut buffer, variant, ty, run);
+                encode_run(&mut buffer, form, run);
             } else {
                 chunks.push(buffer.split().freeze());
-                chunks.push(self.shared(variant, ty, run, size));
+                chunks.push(self.shared(form, run, size));
             }
         }
         chunks.push(buffer.freeze());
@@ -125,21 +133,13 @@ impl Assembler {
         Message { chunks }
     }
 
-    fn shared(
-        &self,
-        variant: Variant,
-        ty: ResourceType,
-        resources: &[Resource],
-        size: usize,
-    ) -> Bytes {
-        let key = self
-            .hasher
-            .hash_one((variant, ty, size, HashedSlice(resources)));
+    fn shared(&self, form: Form, resources: &[Resource], size: usize) -> Bytes {
+        let key = self.hasher.hash_one((form, size, HashedSlice(resources)));
         if let Some(run) = self.runs.lock().get(&key).and_then(Weak::upgrade) {
             return Bytes::from_owner(RunOwner(run));
         }
         let mut buffer = Vec::with_capacity(size);
-        encode_run(&mut buffer, variant, ty, resources);
+        encode_run(&mut buffer, form, resources);
         debug_assert_eq!(
             buffer.len(),
             size,
@@ -178,19 +178,14 @@ impl std::hash::Hash for HashedSlice<'_> {
     }
 }
 
-fn encode_run(
-    buffer: &mut impl bytes::BufMut,
-    variant: Variant,
-    ty: ResourceType,
-    resources: &[Resource],
-) {
+fn encode_run(buffer: &mut impl bytes::BufMut, form: Form, resources: &[Resource]) {
     for resource in resources {
-        match variant {
-            Variant::Sotw => put_any(buffer, ty, &resource.body),
+        match form.variant {
+            Variant::Sotw => put_any(buffer, form, &resource.body),
             Variant::Delta => {
-                put_len(buffer, 2, delta_len(ty, resource));
+                put_len(buffer, 2, delta_len(form, resource));
                 put_str(buffer, 1, &resource.version.to_string());
-                put_any(buffer, ty, &resource.body);
+                put_any(buffer, form, &resource.body);
                 put_str(buffer, 3, &resource.name);
             }
         }
@@ -198,30 +193,30 @@ fn encode_run(
 }
 
 /// The length of one `resources` field, key and length included.
-fn field_len(variant: Variant, ty: ResourceType, resource: &Resource) -> usize {
-    match variant {
-        Variant::Sotw => any_field_len(ty, &resource.body),
-        Variant::Delta => len_field_len(2, delta_len(ty, resource)),
+fn field_len(form: Form, resource: &Resource) -> usize {
+    match form.variant {
+        Variant::Sotw => any_field_len(form, &resource.body),
+        Variant::Delta => len_field_len(2, delta_len(form, resource)),
     }
 }
 
-fn delta_len(ty: ResourceType, resource: &Resource) -> usize {
+fn delta_len(form: Form, resource: &Resource) -> usize {
     // The version is always 16 hexadecimal digits.
-    len_field_len(1, 16) + any_field_len(ty, &resource.body) + str_len(3, &resource.name)
+    len_field_len(1, 16) + any_field_len(form, &resource.body) + str_len(3, &resource.name)
 }
 
-fn any_field_len(ty: ResourceType, body: &[u8]) -> usize {
-    len_field_len(2, any_len(ty, body))
+fn any_field_len(form: Form, body: &[u8]) -> usize {
+    len_field_len(2, any_len(form, body))
 }
 
-fn any_len(ty: ResourceType, body: &[u8]) -> usize {
-    str_len(1, ty.type_url()) + len_field_len(2, body.len())
+fn any_len(form: Form, body: &[u8]) -> usize {
+    str_len(1, form.type_url()) + len_field_len(2, body.len())
 }
 
 /// Field 2 is the `Any` both of `DiscoveryResponse.resources` and of `Resource.resource`.
-fn put_any(buffer: &mut impl bytes::BufMut, ty: ResourceType, body: &[u8]) {
-    put_len(buffer, 2, any_len(ty, body));
-    put_str(buffer, 1, ty.type_url());
+fn put_any(buffer: &mut impl bytes::BufMut, form: Form, body: &[u8]) {
+    put_len(buffer, 2, any_len(form, body));
+    put_str(buffer, 1, form.type_url());
     put_len(buffer, 2, body.len());
     buffer.put_slice(body);
 }
@@ -261,6 +256,14 @@ mod tests {
         M::decode(&whole[5..]).unwrap()
     }
 
+    fn form(variant: Variant, ty: ResourceType) -> Form {
+        Form {
+            variant,
+            version: ApiVersion::V3,
+            ty,
+        }
+    }
+
     fn head<'a>(removed: &'a [Arc<str>]) -> Head<'a> {
         Head {
             version: "v/1",
@@ -278,8 +281,7 @@ mod tests {
         ];
         let assembler = Assembler::default();
         let sotw: DiscoveryResponse = decode(&assembler.message(
-            Variant::Sotw,
-            ResourceType::Cluster,
+            form(Variant::Sotw, ResourceType::Cluster),
             &head(&[]),
             &resources,
         ));
@@ -295,8 +297,7 @@ mod tests {
 
         let removed = ["gone".into()];
         let delta: DeltaDiscoveryResponse = decode(&assembler.message(
-            Variant::Delta,
-            ResourceType::Listener,
+            form(Variant::Delta, ResourceType::Listener),
             &head(&removed),
             &resources,
         ));
@@ -326,8 +327,7 @@ mod tests {
     #[test]
     fn long_lists_arrive_whole() {
         let message = Assembler::default().message(
-            Variant::Delta,
-            ResourceType::Cluster,
+            form(Variant::Delta, ResourceType::Cluster),
             &head(&[]),
             &many(None),
         );
@@ -350,7 +350,11 @@ mod tests {
     fn equal_runs_are_one_allocation_while_in_use() {
         let assembler = Assembler::default();
         let message = |resources: &[Resource]| {
-            assembler.message(Variant::Sotw, ResourceType::Cluster, &head(&[]), resources)
+            assembler.message(
+                form(Variant::Sotw, ResourceType::Cluster),
+                &head(&[]),
+                resources,
+            )
         };
         // Bytes of `a` that are not also bytes of `b`.
         let private = |a: &Message, b: &Message| -> usize {

@@ -1,25 +1,36 @@
 //! Type URLs of xDS resources, and their v2 and v3 names.
 //!
-//! A stream may speak either version; everything inside speaks v3. The bodies of the listed types are compatible on the
-//! wire as far as fields exist in both.
+//! A stream speaks either version of the API; everything behind it speaks v3. What is inside the resources is the
+//! subject of [`crate::v2`].
 
 use std::fmt;
 
 /// What every type URL starts with.
 pub const TYPE_PREFIX: &str = "type.googleapis.com/";
 
-/// A kind of resource that discovery services hand out.
+/// Which version of Envoy's API a stream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ApiVersion {
+    /// `envoy.api.v2`, for Envoy before 1.18 and gRPC clients before 1.50.
+    V2,
+    /// `envoy.config.*.v3`.
+    V3,
+}
+
+/// A kind of resource that discovery services hand out, in the order in which a push sends them.
+///
+/// Adding a kind means adding a variant and its rows in the tables below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceType {
-    /// CDS.
+    /// CDS: `envoy.config.cluster.v3.Cluster`.
     Cluster,
-    /// EDS.
+    /// EDS: `envoy.config.endpoint.v3.ClusterLoadAssignment`; a resource bears the name of the cluster it belongs to.
     Endpoint,
-    /// LDS.
+    /// LDS: `envoy.config.listener.v3.Listener`.
     Listener,
-    /// RDS.
+    /// RDS: `envoy.config.route.v3.RouteConfiguration`.
     Route,
-    /// SDS.
+    /// SDS: `envoy.extensions.transport_sockets.tls.v3.Secret`.
     Secret,
 }
 
@@ -34,7 +45,7 @@ impl ResourceType {
     ];
 
     /// The v3 type URL.
-    pub const fn url(self) -> &'static str {
+    pub const fn type_url(self) -> &'static str {
         match self {
             Self::Cluster => "type.googleapis.com/envoy.config.cluster.v3.Cluster",
             Self::Endpoint => "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment",
@@ -55,8 +66,16 @@ impl ResourceType {
         }
     }
 
+    /// The type URL in a version of the API.
+    pub const fn url(self, version: ApiVersion) -> &'static str {
+        match version {
+            ApiVersion::V2 => self.v2_url(),
+            ApiVersion::V3 => self.type_url(),
+        }
+    }
+
     /// The name used in metrics and logs.
-    pub const fn short_name(self) -> &'static str {
+    pub const fn short(self) -> &'static str {
         match self {
             Self::Cluster => "cds",
             Self::Endpoint => "eds",
@@ -67,33 +86,28 @@ impl ResourceType {
     }
 
     /// The type of a v3 or v2 URL.
-    pub fn from_url(url: &str) -> Option<Self> {
+    pub fn from_type_url(url: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
-            .find(|t| t.url() == url || t.v2_url() == url)
+            .find(|t| t.type_url() == url || t.v2_url() == url)
+    }
+
+    /// Whether a client that names nothing means everything (clusters and listeners), and whether, in
+    /// state-of-the-world, a response is the whole list: what is missing from it is removed by the client.
+    pub const fn is_whole(self) -> bool {
+        matches!(self, Self::Cluster | Self::Listener)
+    }
+
+    /// The place in [`ResourceType::ALL`].
+    pub const fn index(self) -> usize {
+        self as usize
     }
 }
 
 impl fmt::Display for ResourceType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.short_name())
+        f.write_str(self.short())
     }
-}
-
-/// The v3 URL of a v2 one; `None` if the URL is not one of the v2 resource types.
-pub fn v2_to_v3(url: &str) -> Option<&'static str> {
-    ResourceType::ALL
-        .iter()
-        .find(|t| t.v2_url() == url)
-        .map(|t| t.url())
-}
-
-/// The v2 URL of a v3 one; `None` if the URL is not one of the v3 resource types.
-pub fn v3_to_v2(url: &str) -> Option<&'static str> {
-    ResourceType::ALL
-        .iter()
-        .find(|t| t.url() == url)
-        .map(|t| t.v2_url())
 }
 
 #[cfg(test)]
@@ -106,29 +120,20 @@ mod tests {
 
     #[test]
     fn urls_are_those_of_the_messages() {
-        assert_eq!(
-            ResourceType::Cluster.url(),
-            cluster::v3::Cluster::type_url()
-        );
-        assert_eq!(
-            ResourceType::Endpoint.url(),
-            endpoint::v3::ClusterLoadAssignment::type_url()
-        );
-        assert_eq!(
-            ResourceType::Listener.url(),
-            listener::v3::Listener::type_url()
-        );
-        assert_eq!(
-            ResourceType::Route.url(),
-            route::v3::RouteConfiguration::type_url()
-        );
-        assert_eq!(ResourceType::Secret.url(), tls::v3::Secret::type_url());
-        for t in ResourceType::ALL {
-            assert_eq!(ResourceType::from_url(t.url()), Some(t));
-            assert_eq!(ResourceType::from_url(t.v2_url()), Some(t));
-            assert_eq!(v2_to_v3(t.v2_url()), Some(t.url()));
-            assert_eq!(v3_to_v2(t.url()), Some(t.v2_url()));
+        let urls = [
+            cluster::v3::Cluster::type_url(),
+            endpoint::v3::ClusterLoadAssignment::type_url(),
+            listener::v3::Listener::type_url(),
+            route::v3::RouteConfiguration::type_url(),
+            tls::v3::Secret::type_url(),
+        ];
+        for (index, (ty, url)) in ResourceType::ALL.into_iter().zip(urls).enumerate() {
+            assert_eq!(ty.type_url(), url);
+            assert_eq!(ty.index(), index);
+            for version in [ApiVersion::V2, ApiVersion::V3] {
+                assert_eq!(ResourceType::from_type_url(ty.url(version)), Some(ty));
+            }
         }
-        assert_eq!(ResourceType::from_url("type.googleapis.com/x"), None);
+        assert_eq!(ResourceType::from_type_url("type.googleapis.com/x"), None);
     }
 }

@@ -12,20 +12,19 @@ use envoy_types::pb::{
         config::core::v3::Node,
         service::discovery::v3::{
             DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
-            aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
         },
     },
     google::rpc::Status as RpcStatus,
 };
 use pilot_xds::{
-    AggregatedDiscoveryService, Change, Collection, Engine, Metrics, NodeError, Publisher,
-    Resource, ResourceSource, ResourceType, Settings, Touched,
+    Change, Collection, Engine, Metrics, NodeError, Publisher, Resource, ResourceSource,
+    ResourceType, Settings, Touched,
     server::{self, ServerSettings},
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming, service::Routes, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 
 pub(crate) use ResourceType::{Cluster, Endpoint, Listener, Route, Secret};
 
@@ -164,7 +163,7 @@ impl Server {
             ..settings
         };
         let engine = Engine::new(Arc::new(Source), publisher.subscribe(), settings, metrics);
-        let routes = Routes::new(AggregatedDiscoveryService::new(engine.clone()));
+        let routes = pilot_xds::routes(&engine);
         let drain = CancellationToken::new();
         let serve = server::serve(listener, routes, limits, drain.clone(), refused);
         let task = tokio::spawn(async move {
@@ -222,41 +221,78 @@ impl Server {
         text
     }
 
-    async fn channel(&self) -> AggregatedDiscoveryServiceClient<Channel> {
-        let channel = Channel::from_shared(format!("http://{}", self.address))
+    async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address))
             .unwrap()
             .connect()
             .await
+            .unwrap()
+    }
+
+    /// Opens a stream of a method by its path.
+    async fn open<Q, R>(&self, path: &str) -> (mpsc::Sender<Q>, Streaming<R>)
+    where
+        Q: prost::Message + Send + Sync + 'static,
+        R: prost::Message + Default + Send + Sync + 'static,
+    {
+        let (requests, receiver) = mpsc::channel(64);
+        let mut client =
+            tonic::client::Grpc::new(self.channel().await).max_decoding_message_size(64 << 20);
+        client.ready().await.unwrap();
+        let responses = client
+            .streaming(
+                tonic::Request::new(ReceiverStream::new(receiver)),
+                path.parse().unwrap(),
+                tonic_prost::ProstCodec::default(),
+            )
+            .await
             .unwrap();
-        AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(64 << 20)
+        (requests, responses.into_inner())
     }
 
     pub(crate) async fn sotw(&self) -> Sotw {
-        let (requests, receiver) = mpsc::channel(64);
-        let mut client = self.channel().await;
-        let responses = client
-            .stream_aggregated_resources(ReceiverStream::new(receiver))
-            .await
-            .unwrap();
+        self.sotw_at(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+        )
+        .await
+    }
+
+    pub(crate) async fn sotw_at(&self, path: &str) -> Sotw {
+        let (requests, responses) = self.open(path).await;
         Sotw {
             requests,
-            responses: responses.into_inner(),
+            responses,
             node: Some(node("sidecar~10.0.0.1~a.b~c")),
         }
     }
 
     pub(crate) async fn delta(&self) -> DeltaClient {
-        let (requests, receiver) = mpsc::channel(64);
-        let mut client = self.channel().await;
-        let responses = client
-            .delta_aggregated_resources(ReceiverStream::new(receiver))
-            .await
-            .unwrap();
+        self.delta_at(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+        )
+        .await
+    }
+
+    pub(crate) async fn delta_at(&self, path: &str) -> DeltaClient {
+        let (requests, responses) = self.open(path).await;
         DeltaClient {
             requests,
-            responses: responses.into_inner(),
+            responses,
             node: Some(node("sidecar~10.0.0.1~a.b~c")),
         }
+    }
+
+    /// Calls a method that answers once.
+    pub(crate) async fn fetch(
+        &self,
+        path: &str,
+        request: DiscoveryRequest,
+    ) -> Result<DiscoveryResponse, Status> {
+        let mut client = tonic::client::Grpc::new(self.channel().await);
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<DiscoveryRequest, DiscoveryResponse>::default();
+        let answer = client.unary(tonic::Request::new(request), path.parse().unwrap(), codec);
+        within(answer).await.map(tonic::Response::into_inner)
     }
 }
 

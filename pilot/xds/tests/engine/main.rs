@@ -5,4 +5,6 @@ mod delta;
 mod harness;
 mod hostile;
 mod lifecycle;
+mod named;
+mod services;
 mod sotw;

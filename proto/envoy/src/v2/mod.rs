@@ -51,6 +51,11 @@ pub fn network_filter_name(name: &str) -> &str {
     names::find(Category::Network, name).map_or(name, |extension| extension.name)
 }
 
+/// The v2 name of an extension, if it had another one.
+pub(crate) fn old_name(name: &str) -> Option<&'static str> {
+    names::old(name)
+}
+
 /// v2 messages and the v3 messages that say they descend from them.
 static DESCENDANTS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     let mut out = HashMap::new();

@@ -67,6 +67,12 @@ pub(super) fn find(category: Category, name: &str) -> Option<&'static Extension>
     })
 }
 
+/// The v2 name of an extension, if it had another one.
+pub(super) fn old(name: &str) -> Option<&'static str> {
+    let known = EXTENSIONS.iter().find(|e| e.name == name)?;
+    (!known.old.is_empty()).then_some(known.old)
+}
+
 use Category::{AccessLog, Downstream, Http, Listener, Network, RetryHost, Tracer, Upstream};
 
 #[rustfmt::skip]
