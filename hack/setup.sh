@@ -35,6 +35,7 @@ missing=()
 for entry in "${wanted[@]}"; do
   find_command "${entry%%:*}" || missing+=("${entry##*:}")
 done
+! find_command python3 || python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ -e /usr/include/linux/types.h ] || [ -e /usr/include/x86_64-linux-gnu/asm/types.h ] || missing+=(linux-libc-dev)
 find_command cc && echo '#include <stdlib.h>' | cc -E - >/dev/null 2>&1 || missing+=(libc6-dev)
 
@@ -80,6 +81,27 @@ if [ ! -x "$envoy" ]; then
   mv "$envoy.new" "$envoy"
   rm -rf "$tools/download"
 fi
+
+# --- gRPC for Python: clients that take xDS without a proxy; a current one, and the last but one that spoke xDS v2 ------
+python_environment() { # folder, requirements...
+  local folder=$tools/$1
+  shift
+  [ -x "$folder/bin/python" ] && return
+  say "${folder##*/}"
+  rm -rf "$folder" "$folder.new"
+  # A virtual environment does not move: it is made in its place, and its interpreter's name comes last.
+  python3 -m venv "$folder" || die "python3 -m venv failed (Debian: the package python3-venv)"
+  mv "$folder/bin/python" "$folder/bin/python.new"
+  if ! "$folder/bin/python.new" -m pip install -q --disable-pip-version-check --no-deps --only-binary :all: "$@"; then
+    rm -rf "$folder" && mkdir -p "$folder"
+    printf '%s has no wheel for %s on %s\n' "$1" "$(python3 --version)" "$(uname -m)" >"$folder/missing"
+    say "$(cat "$folder/missing"); tests with it are left out"
+    return
+  fi
+  mv "$folder/bin/python.new" "$folder/bin/python"
+}
+python_environment grpcio-1.85.3 grpcio==1.85.3 typing_extensions==4.16.0
+python_environment grpcio-1.49.1 grpcio==1.49.1 six==1.17.0
 
 # --- kubectl: Debian's 1.20, and a current one -----------------------------------------------------------------------
 deb_extract() { # package, folder

@@ -2,6 +2,7 @@
 
 use clap::Parser as _;
 
+mod api;
 mod app;
 mod args;
 mod debug;

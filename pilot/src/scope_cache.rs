@@ -21,12 +21,13 @@ use pilot_generate::{
     ChangeSet, Report, Scope,
     envoy::core::Address,
     generate::{self, OwnChain},
+    model::Client,
     names,
 };
 use pilot_xds::{Collection, Resource};
 use prost::Message as _;
 
-use crate::named::Named;
+use crate::{api::ApiCache, named::Named};
 
 /// An outbound listener without what the single proxy adds to it.
 pub(crate) struct SharedListener {
@@ -62,6 +63,8 @@ pub(crate) struct ScopeCache {
     listeners: Arc<Listeners>,
     endpoints: Arc<Named>,
     routes: Arc<Named>,
+    /// What gRPC clients ask for beside.
+    api: Arc<ApiCache>,
     /// Findings about single proxies, which keep them.
     own_reports: Arc<Mutex<Vec<Weak<Report>>>>,
 }
@@ -78,6 +81,7 @@ impl ScopeCache {
             listeners: Arc::default(),
             endpoints: Arc::default(),
             routes: Arc::default(),
+            api: Arc::default(),
             own_reports: Arc::default(),
         }
     }
@@ -119,7 +123,8 @@ impl ScopeCache {
         };
         let routes = match affected.routes {
             false => self.routes.clone(),
-            true if all => Arc::default(),
+            // gRPC's are few, and go by other names.
+            true if all || scope.key().client == Client::Grpc => Arc::default(),
             true => Arc::new(
                 self.routes
                     .without(|name| change.touches_route(&scope, name)),
@@ -135,6 +140,7 @@ impl ScopeCache {
             listeners,
             endpoints,
             routes,
+            api: self.api.carry(change, view),
             own_reports: self.own_reports.clone(),
         }
     }
@@ -172,7 +178,11 @@ impl ScopeCache {
         let host = |name: &str| names::parse_outbound(name).map(|n| n.host.to_owned());
         self.endpoints
             .get(names, self.world, self.room(), host, |name, report| {
-                generate::endpoints(&self.scope, name, report).encode_to_vec()
+                match self.scope.key().client {
+                    Client::Envoy => generate::endpoints(&self.scope, name, report),
+                    Client::Grpc => generate::api_endpoints(&self.scope, name, report),
+                }
+                .encode_to_vec()
             })
     }
 
@@ -183,8 +193,21 @@ impl ScopeCache {
             self.world,
             self.room(),
             |_| None,
-            |name, report| generate::route(&self.scope, name, report).body,
+            |name, report| match self.scope.key().client {
+                Client::Envoy => generate::route(&self.scope, name, report).body,
+                Client::Grpc => generate::api_route(&self.scope, name, report).encode_to_vec(),
+            },
         )
+    }
+
+    /// Listeners of targets, for gRPC clients.
+    pub(crate) fn api_listeners(&self, names: &[Arc<str>]) -> Vec<Option<Resource>> {
+        self.api.listeners(&self.scope, names)
+    }
+
+    /// Clusters by name, for gRPC clients.
+    pub(crate) fn api_clusters(&self, names: &[Arc<str>]) -> Vec<Option<Resource>> {
+        self.api.clusters(&self.scope, names)
     }
 
     /// Names that a client makes up are answered, and not remembered without bound.
@@ -210,6 +233,7 @@ impl ScopeCache {
         }
         self.endpoints.report(out);
         self.routes.report(out);
+        self.api.report(out);
         for report in self.own_reports.lock().iter().filter_map(Weak::upgrade) {
             out.merge(&report);
         }

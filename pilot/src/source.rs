@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pilot_generate::{ChangeSet, Proxy, envoy::core::Node};
+use pilot_generate::{ChangeSet, Proxy, envoy::core::Node, model::Client};
 use pilot_xds::{
     Change, Collection, NodeError, Predicate, Resource, ResourceSource, ResourceType, Touched,
 };
@@ -88,10 +88,11 @@ impl ResourceSource for PilotSource {
             return Touched::Everything;
         };
         let affected = change.set.affected(&view);
+        let grpc = proxy.proxy.client == Client::Grpc;
         let touched = match ty {
             // The list is the same object if nothing in it changed.
             ResourceType::Cluster => affected.clusters,
-            ResourceType::Listener => affected.listeners,
+            ResourceType::Listener => affected.listeners || (grpc && affected.routes),
             ResourceType::Route => affected.routes,
             ResourceType::Endpoint if !affected.endpoints => false,
             ResourceType::Endpoint if change.set.touches_all(&view) => true,
@@ -107,6 +108,8 @@ impl ResourceSource for PilotSource {
 
     fn collection(&self, world: &World, proxy: &PilotProxy, ty: ResourceType) -> Arc<Collection> {
         match ty {
+            // gRPC has no use for what it did not name.
+            _ if proxy.proxy.client == Client::Grpc => Arc::default(),
             ResourceType::Cluster => proxy.clusters(world),
             ResourceType::Listener => proxy.listeners(world),
             // The others are asked for by name only.
@@ -122,7 +125,10 @@ impl ResourceSource for PilotSource {
         names: &[Arc<str>],
     ) -> Vec<Option<Resource>> {
         let find = |all: Arc<Collection>| names.iter().map(|name| all.get(name).cloned()).collect();
+        let grpc = proxy.proxy.client == Client::Grpc;
         match ty {
+            ResourceType::Cluster if grpc => proxy.scope(world).api_clusters(names),
+            ResourceType::Listener if grpc => proxy.scope(world).api_listeners(names),
             ResourceType::Cluster | ResourceType::Listener => {
                 find(self.collection(world, proxy, ty))
             }

@@ -48,8 +48,11 @@ pub mod metric {
     /// requests get 503.
     pub const UNKNOWN_DESTINATION: &str = "pilot_vservice_unknown_destination";
 
+    /// What rules ask for and gRPC clients cannot do (ours, not Istio's).
+    pub const GRPC_UNSUPPORTED: &str = "pilot_grpc_unsupported_config";
+
     /// Every push gauge, so that a metric exists at zero before the first event.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         DUPLICATE_CLUSTERS,
         EDS_NO_INSTANCES,
         VSERVICE_DUP_DOMAIN,
@@ -65,6 +68,7 @@ pub mod metric {
         INVALID_OUT_LISTENERS,
         UNKNOWN_DESTINATION,
         DUPLICATE_HOSTS,
+        GRPC_UNSUPPORTED,
     ];
 }
 

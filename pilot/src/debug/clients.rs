@@ -12,10 +12,21 @@ use pilot_xds::{Client, Resource, ResourceSource as _, ResourceType};
 use serde_json::{Value, json};
 
 use super::{Debug, Params, decode, decode_each};
-use crate::{proxy::PilotProxy, source::PilotSource};
+use crate::{proxy::PilotProxy, source::PilotSource, world::World};
 
 fn names(resources: &[Resource]) -> Vec<&str> {
     resources.iter().map(|resource| &*resource.name).collect()
+}
+
+/// What a client is served of a type: everything, or what it names.
+fn served(client: &Client<PilotProxy>, world: &World, ty: ResourceType) -> Vec<Resource> {
+    let (proxy, status) = (client.proxy(), client.status(ty));
+    if status.wildcard {
+        let all = PilotSource.collection(world, &proxy, ty);
+        return all.resources().to_vec();
+    }
+    let named = PilotSource.named(world, &proxy, ty, &status.names);
+    named.into_iter().flatten().collect()
 }
 
 pub(super) async fn adsz(State(debug): State<Debug>, Query(params): Params) -> Response {
@@ -26,7 +37,6 @@ pub(super) async fn adsz(State(debug): State<Debug>, Query(params): Params) -> R
         return Json(json!([])).into_response();
     };
     let describe = |client: Arc<Client<PilotProxy>>| {
-        let proxy = client.proxy();
         let types: BTreeMap<&str, _> = ResourceType::ALL
             .into_iter()
             .map(|ty| (ty.short(), client.status(ty)))
@@ -36,9 +46,10 @@ pub(super) async fn adsz(State(debug): State<Debug>, Query(params): Params) -> R
             "node": client.id,
             "addr": client.peer,
             "connect": client.connected.to_string(),
-            "listeners": names(proxy.listeners(&world).resources()),
+            "listeners": names(&served(&client, &world, ResourceType::Listener)),
             "RDSRoutes": client.status(ResourceType::Route).names,
             "clusters": client.status(ResourceType::Endpoint).names,
+            "service": client.service,
             "protocol": format!("{:?}", client.variant).to_lowercase(),
             "synced": client.synced(),
             "types": types,
@@ -60,7 +71,7 @@ pub(super) async fn cdsz(State(debug): State<Debug>, Query(params): Params) -> R
             "node": client.id,
             "addr": client.peer,
             "connect": client.connected.to_string(),
-            "Clusters": decode(ResourceType::Cluster, client.proxy().clusters(&world).resources()),
+            "Clusters": decode(ResourceType::Cluster, &served(&client, &world, ResourceType::Cluster)),
         })
     };
     let clients = debug.engine.clients().list();
@@ -115,6 +126,8 @@ pub(super) async fn syncz(State(debug): State<Debug>) -> Json<Value> {
             }
             if let Some(error) = &status.error {
                 entry[format!("{name}_error")] = json!(error);
+                let since = status.error_since.map(|since| since.to_string());
+                entry[format!("{name}_error_since")] = json!(since);
             }
             if ty == ResourceType::Endpoint && !status.names.is_empty() {
                 entry["endpoint_percent"] = json!(status.resources * 100 / status.names.len());
@@ -144,16 +157,9 @@ pub(super) async fn config_dump(State(debug): State<Debug>, Query(params): Param
         let text = format!("no proxy {id} is connected to this Pilot\n");
         return (StatusCode::NOT_FOUND, text).into_response();
     };
-    let proxy = client.proxy();
-    let source = PilotSource;
-    let wanted = client.status(ResourceType::Route).names;
-    let routes: Vec<Resource> = source
-        .named(&world, &proxy, ResourceType::Route, &wanted)
-        .into_iter()
-        .flatten()
-        .collect();
-    let clusters = proxy.clusters(&world);
-    let listeners = proxy.listeners(&world);
+    let routes = served(&client, &world, ResourceType::Route);
+    let clusters = served(&client, &world, ResourceType::Cluster);
+    let listeners = served(&client, &world, ResourceType::Listener);
     let version = |ty| client.status(ty).version_acked;
     let wrap = |ty: ResourceType, key: &str, resources: &[Resource]| -> Vec<Value> {
         let wrapped = decode_each(ty, resources).map(|mut value| {
@@ -164,7 +170,7 @@ pub(super) async fn config_dump(State(debug): State<Debug>, Query(params): Param
         });
         wrapped.collect()
     };
-    let listeners: Vec<Value> = wrap(ResourceType::Listener, "listener", listeners.resources())
+    let listeners: Vec<Value> = wrap(ResourceType::Listener, "listener", &listeners)
         .into_iter()
         .map(|state| json!({"name": state["listener"]["name"], "active_state": state}))
         .collect();
@@ -172,7 +178,7 @@ pub(super) async fn config_dump(State(debug): State<Debug>, Query(params): Param
     Json(json!({"configs": [
         {"@type": admin("BootstrapConfigDump"), "bootstrap": {}},
         {"@type": admin("ClustersConfigDump"), "version_info": version(ResourceType::Cluster),
-         "dynamic_active_clusters": wrap(ResourceType::Cluster, "cluster", clusters.resources())},
+         "dynamic_active_clusters": wrap(ResourceType::Cluster, "cluster", &clusters)},
         {"@type": admin("ListenersConfigDump"), "version_info": version(ResourceType::Listener),
          "dynamic_listeners": listeners},
         {"@type": admin("RoutesConfigDump"),

@@ -6,6 +6,7 @@ mod capture;
 mod envoy;
 mod gateway;
 mod gateway_tls;
+mod grpc_client;
 #[allow(dead_code, unused_imports)] // a box of tools: not each is in use at every moment
 mod harness;
 mod matches;

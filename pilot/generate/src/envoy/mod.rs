@@ -18,7 +18,7 @@ pub use envoy_types::pb::{
         Any, BoolValue, Duration, Struct, UInt32Value, UInt64Value, Value, value::Kind,
     },
 };
-pub(crate) use http::{Hcm, Routes, access_log, http_connection_manager};
+pub(crate) use http::{Hcm, Routes, access_log, http_connection_manager, typed_filter};
 use prost::{Message, Name};
 
 /// Type URL and bytes of a message.

@@ -164,7 +164,7 @@ fn outbound_cluster(
     cluster
 }
 
-fn discovery(kind: DiscoveryType) -> Option<ClusterDiscoveryType> {
+pub(super) fn discovery(kind: DiscoveryType) -> Option<ClusterDiscoveryType> {
     Some(ClusterDiscoveryType::Type(kind.into()))
 }
 
@@ -192,7 +192,7 @@ fn strict_dns(
     });
 }
 
-fn load_balancing(cluster: &mut Cluster, policy: &Policy) {
+pub(super) fn load_balancing(cluster: &mut Cluster, policy: &Policy) {
     let lb_policy = match &policy.lb {
         None | Some(LoadBalancer::RoundRobin | LoadBalancer::Passthrough) => LbPolicy::RoundRobin,
         Some(LoadBalancer::LeastRequest) => LbPolicy::LeastRequest,

@@ -6,6 +6,7 @@
 mod cluster;
 mod endpoint;
 mod gateway;
+mod grpc;
 mod hash;
 mod inbound;
 mod instance;
@@ -31,6 +32,7 @@ use crate::{
 
 pub use cluster::service_clusters;
 pub use endpoint::endpoints;
+pub use grpc::{api_cluster, api_endpoints, api_listener, api_route};
 pub use instance::{Instance, instances};
 pub use listener::{OwnChain, own_address_chain};
 pub use route::route_names;

@@ -385,7 +385,7 @@ pub(super) fn default_route(action: RouteAction, operation: String) -> Route {
 }
 
 /// The route of a service that no VirtualService covers.
-fn service_route(scope: &Scope, service: &Service, port: u32) -> Route {
+pub(super) fn service_route(scope: &Scope, service: &Service, port: u32) -> Route {
     let mut action = to_cluster(&names::outbound(port, "", &service.hostname));
     compile::set_timeout(&mut action, Duration::ZERO);
     action.retry_policy = Some(compile::default_retries());

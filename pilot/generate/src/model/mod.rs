@@ -12,7 +12,7 @@ mod workload;
 pub use certificates::{CertificateFiles, CertificateSources};
 pub use endpoint::{Endpoint, EndpointAddress, EndpointMap, Locality, ServiceEndpoints, TlsMode};
 pub use protocol::Protocol;
-pub use proxy::{InterceptionMode, NodeError, Proxy, ProxyKind, RouterMode, Version};
+pub use proxy::{Client, InterceptionMode, NodeError, Proxy, ProxyKind, RouterMode, Version};
 pub use service::{
     Address, Labels, Registry, Resolution, Service, ServiceKey, ServicePort, TargetPort,
     Visibility, selects,

@@ -19,6 +19,28 @@ pub enum ProxyKind {
     Router,
 }
 
+/// What reads the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Client {
+    /// Envoy: everything, or by name what its listeners and clusters refer to.
+    #[default]
+    Envoy,
+    /// A gRPC library that routes by itself: everything by name, from the listener `HOST:PORT` on.
+    Grpc,
+}
+
+impl Client {
+    /// gRPC says what it is in `user_agent_name`; who cannot says so in metadata.
+    fn of(node: &Node, meta: &Meta<'_>) -> Client {
+        let named = node.user_agent_name.starts_with("gRPC");
+        if named || meta.text("GENERATOR").as_deref() == Some("grpc") {
+            Client::Grpc
+        } else {
+            Client::Envoy
+        }
+    }
+}
+
 /// How traffic reaches a sidecar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)]
@@ -99,6 +121,8 @@ pub struct Proxy {
     pub id: Arc<str>,
     /// Sidecar or router.
     pub kind: ProxyKind,
+    /// Envoy, or a gRPC library.
+    pub client: Client,
     /// Addresses of the workload, at least one.
     pub ips: Vec<IpAddr>,
     /// Third part of the ID, `POD.NS`.
@@ -174,6 +198,7 @@ impl Proxy {
         Ok(Proxy {
             id: node.id.as_str().into(),
             kind,
+            client: Client::of(node, &meta),
             ips,
             name: name.into(),
             dns_domain: dns_domain.to_ascii_lowercase().into(),
@@ -389,6 +414,20 @@ mod tests {
         assert_eq!(p.labels.unwrap().get("app").unwrap(), "web");
         assert_eq!(p.pod_ports[0].number, 9080);
         assert_eq!(p.idle_timeout, Some(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn grpc_clients_are_known_by_what_they_say() {
+        let id = "sidecar~10.1.2.3~web-0.shop~shop.svc.cluster.local";
+        let client = |n: &Node| Proxy::from_node(n).unwrap().client;
+        assert_eq!(client(&node(id, &[])), Client::Envoy);
+        assert_eq!(
+            client(&node(id, &[("GENERATOR", text("grpc"))])),
+            Client::Grpc
+        );
+        let mut named = node(id, &[]);
+        named.user_agent_name = "gRPC C-core Linux".to_owned();
+        assert_eq!(client(&named), Client::Grpc);
     }
 
     #[test]

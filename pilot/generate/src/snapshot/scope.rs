@@ -10,8 +10,8 @@ use super::{MergedRule, Settings, Snapshot, Vantage, View, ViewKey, view::Egress
 use crate::{
     compile::{Destination, GatewayConfig, SidecarConfig, SidecarId, VirtualServiceConfig},
     model::{
-        CertificateSources, InterceptionMode, Labels, Proxy, ProxyKind, RouterMode, Service,
-        ServicePort, selects,
+        CertificateSources, Client, InterceptionMode, Labels, Proxy, ProxyKind, RouterMode,
+        Service, ServicePort, selects,
     },
     names,
     patch::PatchSet,
@@ -22,6 +22,8 @@ use crate::{
 pub struct ScopeKey {
     /// Sidecar or router.
     pub kind: ProxyKind,
+    /// Envoy, or a gRPC library.
+    pub client: Client,
     /// Namespace whose config applies.
     pub namespace: Arc<str>,
     /// The Sidecar that applies: which one says it all, its content is the snapshot's.
@@ -82,6 +84,7 @@ impl ScopeKey {
         } = view.key().clone();
         ScopeKey {
             kind,
+            client: proxy.client,
             namespace,
             sidecar,
             cluster,

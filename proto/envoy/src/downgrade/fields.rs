@@ -173,8 +173,7 @@ fn grpc_timeout(action: &mut DynamicMessage) {
 fn total_weight(clusters: &mut DynamicMessage) {
     let weight = |entry: &Value| {
         let wrapper = entry.as_message()?.get_field_by_name("weight")?;
-        let weight = wrapper.as_message()?.get_field_by_name("value")?.as_u32();
-        weight
+        wrapper.as_message()?.get_field_by_name("value")?.as_u32()
     };
     let total = clusters
         .get_field_by_name("clusters")
