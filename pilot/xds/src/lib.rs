@@ -33,7 +33,7 @@ pub mod metrics;
 pub mod pipeline;
 pub mod resource;
 pub mod server;
-mod service;
+pub mod service;
 mod session;
 pub mod source;
 pub mod status;

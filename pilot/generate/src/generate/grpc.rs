@@ -31,7 +31,7 @@ use envoy_types::pb::envoy::{
 
 use super::{cluster, endpoint, placement, route};
 use crate::{
-    compile::{LoadBalancer, MESH, Policy},
+    compile::{LoadBalancer, MESH, Policy, TlsPolicyMode},
     envoy::{
         self,
         cluster::{
@@ -302,7 +302,10 @@ pub fn api_cluster(scope: &Scope, name: &str, report: &mut Report) -> Option<Clu
     cluster::connection_pool(&mut cluster, pool, scope.settings(), true);
     cluster.upstream_connection_options = None;
     cluster.outlier_detection = policy.outlier.map(|(detection, _)| detection);
-    if policy.tls.is_some() {
+    if policy
+        .tls
+        .is_some_and(|tls| tls.mode != TlsPolicyMode::Disable)
+    {
         note(report, name, "TLS from a DestinationRule");
     }
     Some(cluster)

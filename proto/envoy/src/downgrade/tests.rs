@@ -36,6 +36,7 @@ fn typed(full_name: &str, fields: Json) -> Json {
 }
 
 #[test]
+#[allow(deprecated)]
 fn a_listener_gets_old_names_all_the_way_down() {
     let hcm = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
