@@ -109,6 +109,7 @@ pub(crate) fn config_source(
         (None, Some(client)) => {
             let source = KubernetesSource::new(KubernetesOptions {
                 namespace: (!app_namespace.is_empty()).then(|| app_namespace.to_owned()),
+                kinds: mesh_config::ConfigKind::ALL.to_vec(),
                 ..KubernetesOptions::default()
             });
             drain.spawn(source.clone().run(client.clone(), drain.token()));
