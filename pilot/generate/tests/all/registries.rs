@@ -73,7 +73,7 @@ fn snapshot(shards: Vec<Shard>, previous: Option<&Snapshot>) -> Arc<Snapshot> {
 fn listeners(snapshot: &Arc<Snapshot>, proxy: &Proxy) -> Vec<String> {
     let scope = Scope::of(snapshot, proxy);
     let all = generate::outbound_listeners(&scope, &mut Report::default());
-    let names = all.into_iter().map(|l| l.name);
+    let names = all.iter().map(|l| l.name.clone());
     names.filter(|name| name.ends_with("_80")).collect()
 }
 

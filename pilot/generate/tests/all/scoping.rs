@@ -200,10 +200,10 @@ fn a_rule_concerns_those_who_follow_it() {
 fn endpoints_concern_those_who_see_their_service_and_no_view() {
     let mut inputs = MESH.inputs.clone();
     let key = context().key("s3", "ns7");
-    let mut map = (*inputs.endpoints).clone();
+    let mut map = (*inputs.shards[0].endpoints).clone();
     let fewer = map[&key].endpoints[1..].to_vec();
     map.insert(key.clone(), Arc::new(ServiceEndpoints::new(fewer)));
-    inputs.endpoints = Arc::new(map);
+    inputs.shards[0].endpoints = Arc::new(map);
     let step = Step::of(&MESH.inputs, &inputs);
     let endpoints = Affected {
         endpoints: true,
