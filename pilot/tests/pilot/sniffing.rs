@@ -12,11 +12,12 @@ fn an_unnamed_port_takes_http_and_tcp() {
     isolated(async |net| {
         let kubernetes = Kubernetes::start().await;
         let (web, raw) = (net.http("web").await, net.tcp("raw").await);
-        kubernetes
-            .service("web", "10.96.0.10", &[("data", 7000, 8080)], &[ip(&web)])
-            .await;
+        // What is no HTTP goes to the older of two services that share a listener, as these do on loopback.
         kubernetes
             .service("raw", "10.96.0.11", &[("data", 7000, 9000)], &[ip(&raw)])
+            .await;
+        kubernetes
+            .service("web", "10.96.0.10", &[("data", 7000, 8080)], &[ip(&web)])
             .await;
         let options = kubernetes.registry_of(net.pilot());
         let pilot = options
