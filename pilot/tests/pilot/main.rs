@@ -4,6 +4,7 @@
 mod actions;
 mod capture;
 mod envoy;
+mod envoy_filter;
 mod gateway;
 mod gateway_tls;
 mod grpc_client;
