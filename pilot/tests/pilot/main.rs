@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod actions;
+mod balancing;
 mod capture;
 mod envoy;
 mod envoy_filter;

@@ -1,14 +1,15 @@
-//! Hash policies of routes, from the DestinationRule of their destination.
+//! Hash policies of routes and connections, from the DestinationRule of their destination.
 
 use std::time::Duration;
 
 use crate::{
     compile::{HashKey, LoadBalancer},
     envoy::{
-        self,
+        self, kind,
         route::route_action::{HashPolicy, hash_policy},
     },
     model::Service,
+    names,
     snapshot::Scope,
 };
 
@@ -46,5 +47,24 @@ pub(super) fn policy(
     Some(HashPolicy {
         policy_specifier: Some(specifier),
         ..Default::default()
+    })
+}
+
+/// The hash policy of connections to a cluster. Of bytes only the client's address is known; Istio 1.4 left it unused, so
+/// that `useSourceIp` spread connections at random.
+pub(super) fn of_connections(scope: &Scope, cluster: &str) -> Option<kind::HashPolicy> {
+    let parts = names::parse_outbound(cluster)?;
+    let (service, _) = scope.service_port(parts.host, parts.port)?;
+    let policy = scope.rule(service)?.policy(parts.subset, parts.port);
+    let Some(LoadBalancer::RingHash {
+        key: Some(HashKey::SourceIp),
+        ..
+    }) = policy.lb
+    else {
+        return None;
+    };
+    let source_ip = kind::hash_policy::PolicySpecifier::SourceIp(Default::default());
+    Some(kind::HashPolicy {
+        policy_specifier: Some(source_ip),
     })
 }

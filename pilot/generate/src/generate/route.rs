@@ -6,7 +6,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use ahash::AHashSet;
+use ahash::{AHashMap, AHashSet};
+use mesh_config::Meta;
 
 use super::{gateway, hash, listener, placement};
 use crate::{
@@ -106,16 +107,26 @@ fn ports(scope: &Scope, egress: Egress<'_>) -> BTreeSet<u32> {
 }
 
 /// A virtual host before its domains are settled.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Host {
     host: VirtualHost,
     /// Full names: nobody else's short name may take them.
     primary: Vec<String>,
     /// Short names and addresses.
     alternates: Vec<String>,
+    /// The VirtualService that routes it, if one does.
+    claimant: Option<Arc<str>>,
 }
 
 impl Host {
+    fn by(mut self, config: &VirtualServiceConfig) -> Host {
+        let Meta {
+            namespace, name, ..
+        } = &*config.meta;
+        self.claimant = Some(format!("VirtualService {namespace}/{name}").into());
+        self
+    }
+
     /// Whether it is the one of this name, not only called so for short.
     fn is_named(&self, domain: &str) -> bool {
         self.primary.iter().any(|d| d == domain)
@@ -171,19 +182,20 @@ fn port_hosts(scope: &Scope, egress: Egress<'_>, port: u32, out: &mut Hosts) {
         for service in services {
             // A host of several services (or of several hosts of the config) is one virtual host.
             if covered.insert(&service.hostname) || !out.has(&service.hostname, port) {
-                out.0
-                    .push(service_host(scope, egress, service, port, routes.clone()));
+                let host = service_host(scope, egress, service, port, routes.clone());
+                out.0.push(host.by(config));
             } else {
                 out.note_duplicate(&service.hostname, port, config, egress);
             }
         }
         for orphan in orphans {
             let domains = vec![orphan.to_string(), names::host_port(orphan, port)];
-            out.0.push(Host {
+            let host = Host {
                 host: virtual_host(orphan, port, routes.clone()),
                 primary: domains,
-                alternates: Vec::new(),
-            });
+                ..Host::default()
+            };
+            out.0.push(host.by(config));
         }
     }
     for service in egress.services.all().iter().filter(|s| routed(s)) {
@@ -220,11 +232,11 @@ impl Hosts {
         });
         let alias = egress.services.by_host(hostname).count() > 1;
         if !(own && alias) {
-            self.0.push(Host {
+            let host = Host {
                 host: virtual_host(hostname, port, Vec::new()),
-                primary: Vec::new(),
-                alternates: Vec::new(),
-            });
+                ..Host::default()
+            };
+            self.0.push(host.by(config));
         }
     }
 }
@@ -274,6 +286,7 @@ fn service_host(
         host: virtual_host(hostname, port, routes),
         primary,
         alternates,
+        claimant: None,
     }
 }
 
@@ -293,16 +306,17 @@ fn finish(
     last: Option<VirtualHost>,
     report: &mut Report,
 ) -> Vec<VirtualHost> {
-    let mut seen_names: AHashSet<String> = AHashSet::new();
+    let mut claimed: AHashMap<String, Arc<str>> = AHashMap::new();
     let mut domains: AHashSet<String> = AHashSet::new();
     let mut kept: Vec<Host> = Vec::with_capacity(hosts.0.len());
     for mut host in hosts.0 {
-        if !seen_names.insert(host.host.name.clone()) {
-            let message =
-                format!("route {config}: the host is claimed twice; the older claim stands");
+        let by = host.claimant.take().unwrap_or_else(|| "a service".into());
+        if let Some(stands) = claimed.get(&host.host.name) {
+            let message = format!("route {config}: {stands} has the host; {by} is left out of it");
             report.event(metric::VSERVICE_DUP_DOMAIN, host.host.name, message);
             continue;
         }
+        claimed.insert(host.host.name.clone(), by);
         host.primary
             .retain(|d| domains.insert(d.to_ascii_lowercase()));
         kept.push(host);

@@ -15,6 +15,7 @@ use envoy_types::pb::envoy::extensions::filters::network::{
     },
 };
 
+use super::hash;
 use crate::{
     compile::{Destination, L4Match, L4Route, MESH, VirtualServiceConfig},
     envoy::{
@@ -41,9 +42,18 @@ pub(super) fn filters(scope: &Scope, cluster: &str, protocol: Protocol) -> Vec<F
 }
 
 fn tcp_proxy(scope: &Scope, stat_prefix: &str, specifier: ClusterSpecifier) -> Filter {
+    // One policy for all of them: Envoy takes no more.
+    let hash_policy = match &specifier {
+        ClusterSpecifier::Cluster(cluster) => hash::of_connections(scope, cluster),
+        ClusterSpecifier::WeightedClusters(all) => {
+            let mut names = all.clusters.iter().map(|c| &c.name);
+            names.find_map(|cluster| hash::of_connections(scope, cluster))
+        }
+    };
     let proxy = TcpProxy {
         stat_prefix: stat_prefix.to_owned(),
         cluster_specifier: Some(specifier),
+        hash_policy: hash_policy.into_iter().collect(),
         access_log: access_log(scope.settings().access_log.as_ref()),
         idle_timeout: scope.key().idle_timeout.and_then(envoy::duration),
         ..Default::default()

@@ -96,7 +96,8 @@ impl ChangeSet {
         Affected {
             clusters: services || rules || used.is_some_and(|e| e.dns || e.accounts),
             endpoints: services || rules || used.is_some(),
-            listeners: services || l4 || gateways || used.is_some_and(|e| e.headless),
+            // Connections are spread by hash too.
+            listeners: services || l4 || gateways || hashing || used.is_some_and(|e| e.headless),
             routes: services || touched.virtual_services || gateways || hashing,
         }
     }
