@@ -14,11 +14,12 @@ use pilot_xds::{Debounce, Engine, Publisher, Settings, server};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    args::Discovery,
+    args::{Discovery, OptionalAddress},
     debug::{self, Debug},
     inputs::{self, Intake},
     metrics::Metrics,
-    networks, registry,
+    networks, reflection, registry,
+    secure::{self, SecurePort},
     source::PilotSource,
     sources::{self, MeshFollower},
 };
@@ -33,6 +34,8 @@ const DRAIN: Duration = Duration::from_secs(12);
 pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     let Discovery {
         grpc_addr,
+        secure_grpc_addr,
+        cert_dir,
         http_addr,
         monitoring_addr,
         address_file,
@@ -86,6 +89,14 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
     let grpc = bind("--grpcAddr", or(grpc_addr, 15010)).await?;
     let http = bind("--httpAddr", or(http_addr, 8080)).await?;
     let monitoring = bind("--monitoringAddr", or(monitoring_addr, 15014)).await?;
+    let secure_address = match secure_grpc_addr {
+        Some(OptionalAddress(address)) => address,
+        None => Some(SocketAddr::from((host, 15012))),
+    };
+    let secure = match secure_address {
+        Some(address) => Some(SecurePort::new(address, &cert_dir).await?),
+        None => None,
+    };
 
     let intake = Intake::new(metrics.clone());
     let publisher: Arc<Publisher<PilotSource>> = Arc::default();
@@ -181,18 +192,31 @@ pub(crate) async fn run(args: Discovery) -> anyhow::Result<()> {
         max_age: max_connection_age.0,
         ..server::ServerSettings::default()
     };
-    write_addresses(address_file.as_deref(), &grpc, &http, &monitoring)?;
+    let secure_address = secure.as_ref().and_then(SecurePort::address);
+    let bound = [&grpc, &http, &monitoring];
+    write_addresses(address_file.as_deref(), bound, secure_address)?;
     tracing::info!(
         grpc = %grpc.local_addr()?, http = %http.local_addr()?, monitoring = %monitoring.local_addr()?,
         "pilot-discovery {}", env!("CARGO_PKG_VERSION")
     );
     drain.spawn_essential("HTTP", serve::http(http, pages.clone(), drain.clone()));
-    drain.spawn_essential("monitoring", serve::http(monitoring, pages, drain.clone()));
-    let routes = grpc_routes(&engine, &health, &drain)?;
+    drain.spawn_essential(
+        "monitoring",
+        serve::http(monitoring, pages.clone(), drain.clone()),
+    );
+    let routes = grpc_routes(&engine, &health, &drain)?.prepare();
     let refused = xds_metrics.connections_refused.clone();
+    if let Some(secure) = secure {
+        let service = secure::dispatch(routes.clone(), pages);
+        let (token, refused) = (drain.token(), refused.clone());
+        let serve = async move |listener, tls| {
+            let Ok(()) = server::serve(listener, service, Some(tls), limits, token, refused).await;
+        };
+        drain.spawn(secure.run(health.clone(), drain.clone(), serve));
+    }
     drain.spawn_essential(
         "xDS",
-        server::serve(grpc, routes, limits, drain.token(), refused),
+        server::serve(grpc, routes, None, limits, drain.token(), refused),
     );
     drain.finish(DRAIN).await?;
     Ok(())
@@ -233,7 +257,9 @@ fn grpc_routes(
     drain: &Drain,
 ) -> anyhow::Result<tonic::service::Routes> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
+    let descriptors = reflection::descriptors();
     let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(&descriptors)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     drain.spawn({
@@ -270,15 +296,15 @@ async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 fn write_addresses(
     file: Option<&std::path::Path>,
-    grpc: &TcpListener,
-    http: &TcpListener,
-    monitoring: &TcpListener,
+    [grpc, http, monitoring]: [&TcpListener; 3],
+    secure: Option<SocketAddr>,
 ) -> anyhow::Result<()> {
     let Some(file) = file else { return Ok(()) };
     let addresses = serde_json::json!({
         "grpc": grpc.local_addr()?,
         "http": http.local_addr()?,
         "monitoring": monitoring.local_addr()?,
+        "secureGrpc": secure,
     });
     // Whoever waits for the file must not read half of it.
     let partial = file.with_extension("partial");

@@ -30,6 +30,20 @@ pub(crate) struct Discovery {
     #[arg(long = "grpcAddr", env = "PILOT_GRPC_ADDR", value_name = "HOST:PORT", value_parser = address)]
     pub(crate) grpc_addr: Option<SocketAddr>,
 
+    /// xDS and the pages of --httpAddr over TLS, for clients with a certificate; "" for none.
+    /// [default: 127.0.0.1:15012, in a cluster :15012]
+    #[arg(long = "secureGrpcAddr", env = "PILOT_SECURE_GRPC_ADDR", value_name = "HOST:PORT", value_parser = optional_address)]
+    pub(crate) secure_grpc_addr: Option<OptionalAddress>,
+
+    /// Where cert-chain.pem, key.pem and root-cert.pem of --secureGrpcAddr are. They may come later, and change.
+    #[arg(
+        long = "certDir",
+        env = "PILOT_CERT_DIR",
+        default_value = "/etc/certs",
+        value_name = "DIR"
+    )]
+    pub(crate) cert_dir: PathBuf,
+
     /// HTTP: /ready, /debug, /metrics, /version. [default: 127.0.0.1:8080, in a cluster :8080]
     #[arg(long = "httpAddr", env = "PILOT_HTTP_ADDR", value_name = "HOST:PORT", value_parser = address)]
     pub(crate) http_addr: Option<SocketAddr>,
@@ -310,6 +324,17 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Ok(total)
 }
 
+/// An address, or none on purpose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct OptionalAddress(pub(crate) Option<SocketAddr>);
+
+fn optional_address(text: &str) -> Result<OptionalAddress, String> {
+    match text {
+        "" => Ok(OptionalAddress(None)),
+        text => address(text).map(|address| OptionalAddress(Some(address))),
+    }
+}
+
 /// `HOST:PORT`, or `:PORT` for every interface.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let full = match text.strip_prefix(':') {
@@ -352,5 +377,6 @@ mod tests {
             "127.0.0.1:1".parse().unwrap()
         );
         assert!(address("15010").is_err());
+        assert_eq!(optional_address("").unwrap(), OptionalAddress(None));
     }
 }

@@ -14,10 +14,10 @@ use tokio::net::TcpListener;
 
 use super::harness::*;
 
-const HOST: &str = "web.shop.svc.cluster.local";
+pub(super) const HOST: &str = "web.shop.svc.cluster.local";
 
 /// A backend that answers with its name.
-async fn backend(name: &'static str) -> SocketAddr {
+pub(super) async fn backend(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let router = Router::new().fallback(handler(move || async move { name }));
@@ -25,7 +25,7 @@ async fn backend(name: &'static str) -> SocketAddr {
     address
 }
 
-async fn free_port() -> u16 {
+pub(super) async fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -95,7 +95,7 @@ spec:
 }
 
 /// Envoy as a sidecar whose listeners are bound for real, so that a test can talk to them without iptables.
-async fn sidecar(pilot: &Pilot, delta: bool) -> Envoy {
+pub(super) async fn sidecar(pilot: &Pilot, delta: bool) -> Envoy {
     let envoy = Envoy::start(
         pilot.grpc,
         delta,

@@ -11,11 +11,14 @@ mod gateway_tls;
 mod grpc_client;
 #[allow(dead_code, unused_imports)] // a box of tools: not each is in use at every moment
 mod harness;
+mod hostile;
 mod matches;
+mod moves;
 mod outside;
 mod process;
 mod resilience;
 mod secrets;
+mod secure;
 mod sniffing;
 mod tcp;
 mod upstream;

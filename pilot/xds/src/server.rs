@@ -4,6 +4,7 @@
 //!   Of these *unproven* connections at most [`ServerSettings::max_unproven`] are kept: one more and the oldest goes. Ten
 //!   thousand silent connections so hold some sockets for a moment, and cannot keep a proxy out.
 //! - A silent connection costs its socket and a small task; HTTP/2 state begins with the first byte.
+//! - With TLS the handshake has to be done within the same time.
 //! - HTTP/2 pings find peers that are gone.
 //! - After [`ServerSettings::max_age`] (jittered, so that a thousand proxies that came together do not leave together) its
 //!   streams are told to end, which they do when nothing is under way, the connection says GOAWAY, and after
@@ -26,14 +27,46 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
+use rustls::ServerConfig;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{body::Body, service::Routes};
+use tonic::body::Body;
 use tower::ServiceExt as _;
+
+/// What connections are served by: gRPC routes, or something that has them and more.
+pub trait Service:
+    tower::Service<
+        http::Request<Body>,
+        Response = http::Response<Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Service for S where
+    S: tower::Service<
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error = Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// The TLS configuration of a listener; taken anew for each connection, so that a reload needs no restart.
+pub type Tls = watch::Receiver<Arc<ServerConfig>>;
 
 /// Bounds of the listener.
 #[derive(Clone, Copy, Debug)]
@@ -107,27 +140,30 @@ impl Unproven {
     }
 }
 
-struct Shared {
-    routes: Routes,
+struct Shared<S> {
+    service: S,
+    tls: Option<Tls>,
     settings: ServerSettings,
     drain: CancellationToken,
     unproven: Unproven,
     refused: Counter,
 }
 
-/// Serves `routes` until `drain`, then lets connections finish within [`ServerSettings::age_grace`].
+/// Serves HTTP/2 until `drain`, then lets connections finish within [`ServerSettings::age_grace`].
 ///
 /// `refused` counts connections that were closed without having been served.
-pub async fn serve(
+pub async fn serve<S: Service>(
     listener: TcpListener,
-    routes: Routes,
+    service: S,
+    tls: Option<Tls>,
     settings: ServerSettings,
     drain: CancellationToken,
     refused: Counter,
 ) -> Result<(), Infallible> {
     let slots = Arc::new(Semaphore::new(settings.max_connections));
     let shared = Arc::new(Shared {
-        routes: routes.prepare(),
+        service,
+        tls,
         settings,
         drain: drain.clone(),
         unproven: Unproven::default(),
@@ -160,8 +196,8 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(
-    shared: Arc<Shared>,
+async fn connection<S: Service>(
+    shared: Arc<Shared<S>>,
     stream: TcpStream,
     peer: SocketAddr,
     _slot: OwnedSemaphorePermit,
@@ -175,10 +211,38 @@ async fn connection(
         () = evict.cancelled() => false,
         () = shared.drain.cancelled() => false,
     };
-    if spoke {
-        Box::pin(speak(&shared, stream, peer, number, evict, deadline)).await;
-    } else {
-        shared.refused.inc();
+    let visit = Visit {
+        peer,
+        number,
+        evict,
+        deadline,
+    };
+    match &shared.tls {
+        _ if !spoke => {
+            shared.refused.inc();
+        }
+        None => {
+            let _ = stream.set_nodelay(true);
+            Box::pin(speak(&shared, stream, &visit)).await;
+        }
+        Some(tls) => {
+            let _ = stream.set_nodelay(true);
+            let config = tls.borrow().clone();
+            let accept = tokio_rustls::TlsAcceptor::from(config).accept(stream);
+            let accepted = tokio::select! {
+                accepted = Box::pin(accept) => accepted,
+                () = tokio::time::sleep_until(deadline) => Err(std::io::ErrorKind::TimedOut.into()),
+                () = visit.evict.cancelled() => Err(std::io::ErrorKind::TimedOut.into()),
+                () = shared.drain.cancelled() => Err(std::io::ErrorKind::ConnectionAborted.into()),
+            };
+            match accepted {
+                Ok(stream) => Box::pin(speak(&shared, stream, &visit)).await,
+                Err(error) => {
+                    tracing::debug!(%peer, %error, "TLS handshake failed");
+                    shared.refused.inc();
+                }
+            }
+        }
     }
     shared.unproven.leave(number);
 }
@@ -188,15 +252,25 @@ async fn peek(stream: &TcpStream) -> bool {
     stream.peek(&mut [0]).await.is_ok_and(|length| length > 0)
 }
 
-async fn speak(
-    shared: &Arc<Shared>,
-    stream: TcpStream,
+/// One connection's place among the unproven.
+struct Visit {
     peer: SocketAddr,
     number: u64,
     evict: CancellationToken,
     deadline: Instant,
+}
+
+async fn speak<S: Service>(
+    shared: &Arc<Shared<S>>,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    visit: &Visit,
 ) {
-    let _ = stream.set_nodelay(true);
+    let Visit {
+        peer,
+        number,
+        ref evict,
+        deadline,
+    } = *visit;
     let settings = shared.settings;
     let retire = CancellationToken::new();
     let cut = CancellationToken::new();
@@ -213,7 +287,7 @@ async fn speak(
                 shared.unproven.leave(number);
             }
             request.extensions_mut().insert(info.clone());
-            shared.routes.clone().oneshot(request.map(Body::new))
+            shared.service.clone().oneshot(request.map(Body::new))
         })
     };
     let mut connection = pin!(

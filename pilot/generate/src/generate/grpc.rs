@@ -12,7 +12,8 @@
 //!   about TLS.
 //! - Endpoints: addresses only, each once, every locality named.
 //!
-//! What a rule asks for and a gRPC client does not get is counted in `pilot_grpc_unsupported_config`.
+//! EnvoyFilters do not apply: they speak of what Envoy has. What a rule asks for and a gRPC client does not get is counted
+//! in `pilot_grpc_unsupported_config`.
 //!
 //! Cost: by name, so a client costs what it uses, however large the mesh.
 

@@ -165,7 +165,14 @@ impl Server {
         let engine = Engine::new(Arc::new(Source), publisher.subscribe(), settings, metrics);
         let routes = pilot_xds::routes(&engine);
         let drain = CancellationToken::new();
-        let serve = server::serve(listener, routes, limits, drain.clone(), refused);
+        let serve = server::serve(
+            listener,
+            routes.prepare(),
+            None,
+            limits,
+            drain.clone(),
+            refused,
+        );
         let task = tokio::spawn(async move {
             let _ = serve.await;
         });
