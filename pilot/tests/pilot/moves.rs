@@ -180,6 +180,11 @@ async fn recycled(delta: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn recycled_connections_lose_no_request_sotw() {
+    recycled(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn recycled_connections_lose_no_request_delta() {
     recycled(true).await;
 }

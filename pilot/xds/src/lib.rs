@@ -29,6 +29,7 @@
 //! last brought to.
 
 mod body;
+mod departed;
 pub mod metrics;
 pub mod pipeline;
 pub mod resource;
@@ -94,6 +95,7 @@ pub struct Engine<S: ResourceSource> {
     clients: Arc<Clients<S::Proxy>>,
     assembler: wire::Assembler,
     translator: translate::Translator,
+    departed: departed::Departed,
     throttle: Semaphore,
 }
 
@@ -114,6 +116,7 @@ impl<S: ResourceSource> Engine<S> {
             clients: Arc::default(),
             assembler: wire::Assembler::default(),
             translator: translate::Translator::default(),
+            departed: departed::Departed::default(),
             throttle,
         })
     }

@@ -15,6 +15,9 @@
 //!    (gRPC) answers before it has followed, and gives up what it does not need any more by itself; what it still names
 //!    after [`crate::Settings::answer_wait`] is gone for good, and it is told.
 //!
+//! A client that comes back within a minute begins with what it had (see [`crate::departed`]), so that a change which came
+//! while it was away is made before it breaks as well.
+//!
 //! Waiting for an answer is bounded by [`crate::Settings::answer_wait`]: a client that holds back an ACK for longer, because
 //! some cluster does not resolve, gets its listeners and routes all the same. (It never gets a second response of a type
 //! before it answered the first.) If a newer world arrives meanwhile the steps start over towards that one.
@@ -85,6 +88,8 @@ struct View<'a, S: ResourceSource> {
     ty: ResourceType,
     guard: Guard,
     clusters: OnceCell<Arc<Collection>>,
+    /// The client's clusters while some of them are about to leave.
+    leaving: Option<&'a Subscription>,
 }
 
 impl<S: ResourceSource> Lookup for View<'_, S> {
@@ -106,11 +111,22 @@ impl<S: ResourceSource> Lookup for View<'_, S> {
                 let clusters = || self.source.collection(world, self.proxy, ty);
                 self.clusters.get_or_init(clusters).get(name).is_none()
             }
-            Guard::Named => {
-                let found = self.source.named(world, self.proxy, ty, &[name.into()]);
-                found.iter().all(Option::is_none)
-            }
+            Guard::Named => !self.in_world(name),
         }
+    }
+
+    fn is_leaving(&self, name: &str) -> bool {
+        let leaving = self.leaving.is_some_and(|clusters| clusters.has(name));
+        leaving && !self.in_world(name)
+    }
+}
+
+impl<S: ResourceSource> View<'_, S> {
+    fn in_world(&self, name: &str) -> bool {
+        let named = [name.into()];
+        let (world, ty) = (&self.published.world, ResourceType::Cluster);
+        let found = self.source.named(world, self.proxy, ty, &named);
+        found.iter().any(Option::is_some)
     }
 }
 
@@ -146,6 +162,11 @@ impl<S: ResourceSource> Session<S> {
             Request::Sotw(request) => subscription.on_sotw(request),
             Request::Delta(request) => subscription.on_delta(request),
         }
+    }
+
+    /// The client had these clusters from us a moment ago.
+    pub(crate) fn resume(&mut self, clusters: Arc<Collection>) {
+        self.subscriptions[ResourceType::Cluster.index()].resume(clusters);
     }
 
     pub(crate) fn sent(&mut self, ty: ResourceType, nonce: String, now: Instant) {
@@ -244,6 +265,7 @@ impl<S: ResourceSource> Session<S> {
             ty,
             guard,
             clusters: OnceCell::new(),
+            leaving: None,
         }
     }
 
@@ -259,13 +281,23 @@ impl<S: ResourceSource> Session<S> {
             ResourceType::Endpoint if clusters.subscribed => Guard::Named,
             _ => Guard::None,
         };
-        let subscription = &mut self.subscriptions[ty.index()];
+        // Clusters come before endpoints, so that one subscription can be changed while the other is looked at.
+        let (clusters, others) = self.subscriptions.split_at_mut(1);
+        let (leaving, subscription) = match ty {
+            ResourceType::Cluster => (None, &mut clusters[0]),
+            ResourceType::Endpoint => {
+                let leaving = Some(&clusters[0]).filter(|clusters| clusters.leftover);
+                (leaving, &mut others[ty.index() - 1])
+            }
+            _ => (None, &mut others[ty.index() - 1]),
+        };
         if !subscription.wants(published.number) {
             return None;
         }
         let since = subscription.evaluated;
         let touched = published.touched(&self.source, &self.proxy, ty, since);
-        let view = Self::view(&self.source, &self.proxy, published, ty, guard);
+        let mut view = Self::view(&self.source, &self.proxy, published, ty, guard);
+        view.leaving = leaving;
         let payload = subscription.evaluate(published.number, touched, &view);
         if ty == ResourceType::Cluster {
             let waits = subscription.leftover && !subscription.is_wildcard();

@@ -263,6 +263,14 @@ impl<S: ResourceSource> Stream<S> {
         };
         let nonce = nonce.clone();
         let received = self.session.request(ty, &request);
+        if received == Received::Subscribed
+            && ty == ResourceType::Cluster
+            && let Request::Sotw(request) = &request
+            && !request.version_info.is_empty()
+            && let Some(clusters) = self.engine.departed.take(&self.entry.client.node_id)
+        {
+            self.session.resume(clusters);
+        }
         tracing::trace!(
             client = self.entry.client.id,
             ty = ty.short(),
@@ -473,6 +481,10 @@ impl<S: ResourceSource> Stream<S> {
     fn leave(&self) {
         self.engine.metrics.clients.dec();
         let client = &self.entry.client;
+        let clusters = self.session.subscription(ResourceType::Cluster);
+        self.engine
+            .departed
+            .leave(&client.node_id, clusters.holdings());
         for ty in ResourceType::ALL {
             let former = client.status(ty).error;
             self.engine

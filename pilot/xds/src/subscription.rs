@@ -85,6 +85,8 @@ pub(crate) trait Lookup {
     fn named(&self, names: &[Arc<str>]) -> Vec<Option<Resource>>;
     /// Whether an update of this name must wait although it differs (see [`crate::session`]).
     fn is_held(&self, name: &str) -> bool;
+    /// Whether the name is that of a cluster which the client has and the world has no more.
+    fn is_leaving(&self, name: &str) -> bool;
 }
 
 #[derive(Debug)]
@@ -103,6 +105,8 @@ pub(crate) struct Subscription {
     pub(crate) leftover: bool,
     /// What named resources looked like when they were sent, where lists are whole and removals wait.
     bodies: HashMap<Arc<str>, Resource>,
+    /// What the client had from us before it came back, until that is compared with the world.
+    former: Option<Arc<Collection>>,
     /// A response is owed even if it is empty: the client waits for it.
     owed: bool,
     /// The world this subscription was last brought to; 0 for none.
@@ -124,6 +128,7 @@ impl Subscription {
             known: Arc::default(),
             leftover: false,
             bodies: HashMap::default(),
+            former: None,
             owed: false,
             evaluated: 0,
             in_flight: None,
@@ -162,6 +167,31 @@ impl Subscription {
     /// Looks at everything anew, because the proxy is another one than it was.
     pub(crate) fn invalidate(&mut self) {
         self.evaluated = 0;
+    }
+
+    /// The client had these from us a moment ago, and has them still.
+    pub(crate) fn resume(&mut self, former: Arc<Collection>) {
+        if self.variant == Variant::Sotw && self.defers() {
+            if self.wildcard {
+                self.known = former;
+            } else {
+                self.former = Some(former);
+            }
+        }
+    }
+
+    /// What a client is to find again if it comes back; nothing for one that says so itself.
+    pub(crate) fn holdings(&self) -> Arc<Collection> {
+        match self.variant {
+            Variant::Delta => Arc::default(),
+            Variant::Sotw if self.wildcard => self.known.clone(),
+            Variant::Sotw => Arc::new(Collection::new(self.whole_list())),
+        }
+    }
+
+    /// Whether the client has a resource of this name from us.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.known.get(name).is_some() || matches!(self.names.get(name), Some(Sent::Version(_)))
     }
 
     /// Sends `name` again, even unchanged, if the client has it from us: see [`crate::session`].
@@ -494,6 +524,7 @@ impl Subscription {
         let resources = lookup.named(&look);
         let listed = self.variant == Variant::Sotw && self.ty.is_whole() && !self.wildcard;
         let defers = self.defers() && !self.wildcard;
+        let former = self.former.take();
         let mut differs = false;
         // A client that refuses one secret (its file is missing) takes none of the response: each travels alone.
         let alone = self.ty == ResourceType::Secret;
@@ -509,6 +540,7 @@ impl Subscription {
                 Some(resource) if *sent == Sent::Version(resource.version) => {}
                 // What the client has stays as it is until its cluster is removed.
                 _ if *sent != Sent::Never && lookup.is_held(name) => {}
+                _ if lookup.is_leaving(name) => {}
                 Some(resource) => {
                     *sent = Sent::Version(resource.version);
                     payload.changed.push(resource.name.clone());
@@ -518,6 +550,13 @@ impl Subscription {
                     payload.resources.push(resource);
                 }
                 None if defers && matches!(sent, Sent::Version(_)) => self.leftover = true,
+                None if defers && former.as_ref().is_some_and(|f| f.get(name).is_some()) => {
+                    if let Some(resource) = former.as_ref().and_then(|f| f.get(name)) {
+                        *sent = Sent::Version(resource.version);
+                        self.bodies.insert(name.clone(), resource.clone());
+                        self.leftover = true;
+                    }
+                }
                 None if *sent != Sent::Absent => {
                     *sent = Sent::Absent;
                     self.bodies.remove(name);

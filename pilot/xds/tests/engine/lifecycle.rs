@@ -117,3 +117,56 @@ async fn a_hundred_clients_are_brought_to_the_same_world() {
     }
     drop(silent);
 }
+
+/// What changed while a client was away is made before it breaks too.
+#[tokio::test]
+async fn a_client_that_comes_back_keeps_its_clusters_until_it_has_moved() {
+    let server = Server::start(
+        shop()
+            .set(Endpoint, "a", "endpoints a")
+            .set(Endpoint, "b", "endpoints b")
+            .set(Route, "80", "route to a"),
+    )
+    .await;
+    let mut client = server.sotw().await;
+    client.ask(Cluster, &[]).await;
+    let first = client.expect(Cluster, &["cluster a"]).await;
+    client.ack(&first, &[]).await;
+    drop(client);
+    server
+        .until(|| server.engine.clients().list().is_empty())
+        .await;
+    server.change(|w| {
+        w.remove(Cluster, "a")
+            .remove(Endpoint, "a")
+            .set(Cluster, "b", "cluster b")
+            .set(Route, "80", "route to b")
+    });
+    let mut client = server.sotw().await;
+    let again = |ty, names: &[&str]| {
+        let mut request = sotw_request(ty, names);
+        request.version_info = first.version_info.clone();
+        request
+    };
+    client.send(again(Cluster, &[])).await;
+    let clusters = client.expect(Cluster, &["cluster a", "cluster b"]).await;
+    // Endpoints of the one that leaves stay as they are.
+    client.send(again(Endpoint, &["a", "b"])).await;
+    let endpoints = client.expect(Endpoint, &["endpoints b"]).await;
+    client.ack(&endpoints, &["a", "b"]).await;
+    client.send(again(Route, &["80"])).await;
+    client.ack(&clusters, &[]).await;
+    let routes = client.expect(Route, &["route to b"]).await;
+    client.ack(&routes, &["80"]).await;
+    let clusters = client.expect(Cluster, &["cluster b"]).await;
+    client.ack(&clusters, &[]).await;
+    // One that has nothing (another process of the same name) is sent what there is.
+    drop(client);
+    server
+        .until(|| server.engine.clients().list().is_empty())
+        .await;
+    server.change(|w| w.remove(Cluster, "b").set(Cluster, "c", "cluster c"));
+    let mut client = server.sotw().await;
+    client.ask(Cluster, &[]).await;
+    client.expect(Cluster, &["cluster c"]).await;
+}
