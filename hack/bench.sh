@@ -26,7 +26,7 @@ start_pilot() { # services, services with a file each
   pilot=$!
   address=
   for _ in $(seq 400); do
-    address=$(sed -n 's/.*"grpc": *"\([^"]*\)".*/\1/p' "$work/addresses.json" 2>/dev/null | head -n 1)
+    address=$(sed -n 's/.*"grpc": *"\([^"]*\)".*/\1/p' "$work/addresses.json" 2>/dev/null | head -n 1) || true
     [ -n "$address" ] && return
     kill -0 "$pilot" 2>/dev/null || break
     sleep 0.05
