@@ -11,7 +11,8 @@ use ahash::{AHashMap, AHashSet};
 use super::{Shard, Snapshot};
 use crate::{
     compile::{
-        DestinationRuleConfig, GatewayConfig, LoadBalancer, SidecarConfig, VirtualServiceConfig,
+        DestinationRuleConfig, GatewayConfig, HashKey, LoadBalancer, SidecarConfig,
+        VirtualServiceConfig,
     },
     model::{EndpointAddress, EndpointMap, Resolution, Service, ServiceKey, WorkloadMap, host},
     patch::EnvoyFilterConfig,
@@ -59,6 +60,8 @@ pub(super) struct ChangedRule {
     pub(super) rule: Arc<DestinationRuleConfig>,
     /// It, or one that it hides or uncovers, balances by hash: then routes say what to hash.
     pub(super) hashes: bool,
+    /// Likewise by the client's address: then listeners say so for connections.
+    pub(super) hashes_connections: bool,
 }
 
 impl ChangeSet {
@@ -150,7 +153,11 @@ impl ChangeSet {
         self.rules = changed
             .into_iter()
             .map(|rule| ChangedRule {
-                hashes: all().any(|r| host::matches(&r.host, &rule.host) && hashes(r)),
+                hashes: all().any(|r| host::matches(&r.host, &rule.host) && hashes(r, |_| true)),
+                hashes_connections: all().any(|r| {
+                    let by_address = |key: &Option<HashKey>| *key == Some(HashKey::SourceIp);
+                    host::matches(&r.host, &rule.host) && hashes(r, by_address)
+                }),
                 rule,
             })
             .collect();
@@ -262,8 +269,8 @@ fn accounts_of<'a>(snapshot: &'a Snapshot, key: &ServiceKey) -> BTreeSet<&'a str
 }
 
 /// Whether some policy of a rule balances by hash.
-fn hashes(rule: &DestinationRuleConfig) -> bool {
+fn hashes(rule: &DestinationRuleConfig, by: impl Fn(&Option<HashKey>) -> bool) -> bool {
     let policies = std::iter::once(&rule.policy).chain(rule.subsets.iter().map(|s| &s.policy));
     let mut with_ports = policies.flat_map(|p| std::iter::once(p).chain(p.ports.values()));
-    with_ports.any(|p| matches!(p.lb, Some(LoadBalancer::RingHash { .. })))
+    with_ports.any(|p| matches!(&p.lb, Some(LoadBalancer::RingHash { key, .. }) if by(key)))
 }

@@ -79,25 +79,24 @@ impl ChangeSet {
                 accounts: all.accounts || e.accounts,
             })
         });
-        let mut rules = self
-            .rules
-            .iter()
-            .filter(|r| concerns(&r.rule, view, &self.root));
-        let first_rule = rules.next();
-        let hashing = first_rule.is_some_and(|r| r.hashes) || rules.any(|r| r.hashes);
+        let (mut rules, mut hashing, mut by_address) = (false, false, false);
+        let followed = |r: &&ChangedRule| concerns(&r.rule, view, &self.root);
+        for rule in self.rules.iter().filter(followed) {
+            rules = true;
+            hashing |= rule.hashes;
+            by_address |= rule.hashes_connections;
+        }
         let l4 = touched.virtual_services
             && self
                 .virtual_services
                 .iter()
                 .any(|v| !(v.tcp.is_empty() && v.tls.is_empty()) && view.sees_routes(v));
         let services = touched.services;
-        let rules = first_rule.is_some();
         let gateways = view.key().kind == ProxyKind::Router && !self.gateways.is_empty();
         Affected {
             clusters: services || rules || used.is_some_and(|e| e.dns || e.accounts),
             endpoints: services || rules || used.is_some(),
-            // Connections are spread by hash too.
-            listeners: services || l4 || gateways || hashing || used.is_some_and(|e| e.headless),
+            listeners: services || l4 || gateways || by_address || used.is_some_and(|e| e.headless),
             routes: services || touched.virtual_services || gateways || hashing,
         }
     }

@@ -180,10 +180,17 @@ fn a_rule_concerns_those_who_follow_it() {
         []
     );
     // Hashing shows in routes.
-    let hash = "trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}";
+    let hash = "trafficPolicy: {loadBalancer: {consistentHash: {httpHeaderName: x}}}";
     let hashed = Affected {
         routes: true,
         ..policies
+    };
+    assert_eq!(rule("ns7", hash).concerned(), [(7, hashed), (OPEN, hashed)]);
+    // That by address shows in listeners too: connections have one.
+    let hash = "trafficPolicy: {loadBalancer: {consistentHash: {useSourceIp: true}}}";
+    let hashed = Affected {
+        listeners: true,
+        ..hashed
     };
     assert_eq!(rule("ns7", hash).concerned(), [(7, hashed), (OPEN, hashed)]);
     // The workload behind the host has its connection pool on its own side too. The proxy of ns7 is behind s0.
