@@ -44,7 +44,7 @@ soak: build ## Ten minutes of changes while proxies come and go: no leak, nobody
 lint: setup ## What CI checks before the tests
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --locked
 	@hack/orphans.sh
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; else echo "lint: cargo-deny is not installed; licences and advisories were not checked"; fi
 

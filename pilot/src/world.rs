@@ -1,6 +1,6 @@
 //! A snapshot with everything that was generated and encoded from it so far.
 //!
-//! Proxies with the same [`ScopeKey`] share one [`ScopeCache`](crate::scope_cache::ScopeCache). When a new snapshot comes,
+//! Proxies with the same [`ScopeKey`] share one [`ScopeCache`]. When a new snapshot comes,
 //! each scope in use is carried over: what the [`ChangeSet`] does not touch keeps its bytes, the rest is generated when the
 //! first proxy asks. Who writes: the rebuild task makes worlds; any stream fills a cache. Who reads: streams, debug pages.
 //!

@@ -19,8 +19,8 @@
 //! labels that some VirtualService asks for, capture mode …): proxies with equal keys get equal outbound clusters,
 //! endpoints, routes and outbound listeners, so these are generated and encoded once per scope, not once per proxy.
 //! What depends on the one proxy is small and separate: [`generate::inbound_clusters`],
-//! [`generate::inbound_listeners`], and the chain [`generate::own_address_chain`] that every listener named by
-//! [`generate::takes_own_address_chain`] has as its last one. `clusters` and `listeners` put both parts together.
+//! [`generate::inbound_listeners`], and the chain [`generate::own_address_chain`] that wildcard listeners have
+//! as their first one. `clusters` and `listeners` put both parts together.
 //!
 //! # Cost
 //!
